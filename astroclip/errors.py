@@ -1,0 +1,91 @@
+"""The exception tree. Every error a caller can meet is one of these.
+
+    AstroClipError
+    |-- InputError          readable but unusable, or malformed, input          HTTP 422 (400 where the request itself is malformed)
+    |   `-- MediaTypeError  bytes of a type we do not read                      HTTP 415
+    |-- LimitError          larger than a stated limit                          HTTP 413
+    |-- NotFoundError       no such object, column, property or index           HTTP 404
+    |-- ProvenanceError     model and index do not belong together              HTTP 409
+    |-- IndexFileError      an index file is missing, damaged or not ours       (start-up; never a request)
+    |-- OverloadError       no capacity within the deadline                     HTTP 429
+    `-- NotReadyError       the service has not answered its own canary yet     HTTP 503
+
+Messages have three parts: what was found, what is wanted, how to mend it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AstroClipError",
+    "IndexFileError",
+    "InputError",
+    "LimitError",
+    "MediaTypeError",
+    "NotFoundError",
+    "NotReadyError",
+    "OverloadError",
+    "ProvenanceError",
+]
+
+
+class AstroClipError(Exception):
+    """Root of the tree.
+
+    code:  short stable machine-readable word, e.g. ``"truncated_fits"``.
+    field: the part of the input or request that is at fault, or None.
+    limit: the limit that was passed (number with its unit in the message), or None.
+    """
+
+    default_code = "error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        field: str | None = None,
+        limit: float | int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+        self.field = field
+        self.limit = limit
+
+
+class InputError(AstroClipError):
+    default_code = "unusable_input"
+
+
+class MediaTypeError(InputError):
+    default_code = "unknown_media_type"
+
+
+class LimitError(AstroClipError):
+    default_code = "limit_exceeded"
+
+
+class NotFoundError(AstroClipError):
+    default_code = "not_found"
+
+
+class ProvenanceError(AstroClipError):
+    default_code = "model_index_mismatch"
+
+
+class IndexFileError(AstroClipError):
+    default_code = "damaged_index"
+
+
+class OverloadError(AstroClipError):
+    """`retry_after_s`: seconds after which the caller should try again."""
+
+    default_code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: float, code: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_s = retry_after_s
+
+
+class NotReadyError(AstroClipError):
+    default_code = "not_ready"
