@@ -1,0 +1,268 @@
+"""Images in FITS: Legacy Surveys cutouts and their like, as one cube or one extension a band."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from astroclip.io.fits import Hdu, Header
+from astroclip.io.image import DEFAULT_BANDS, LEGACY_SCALE_ARCSEC, RawImage, assemble_image, band_name, check_size
+from astroclip.io.options import ImageOptions
+from astroclip.io.refusal import refusal
+from astroclip.io.units import image_factor
+from astroclip.limits import ReaderLimits
+from astroclip.types import Flag, Image
+
+__all__ = ["has_images", "images_from_fits"]
+
+Array = npt.NDArray[Any]
+_LEGACY = re.compile(r"^(decals|legacysurvey|mzls|bass|des\b|decaps|ls)", re.IGNORECASE)
+_IVAR = re.compile(r"(invvar|ivar|weight|wht)", re.IGNORECASE)
+_MASK = re.compile(r"(mask|dq|flag)", re.IGNORECASE)
+_OTHER = re.compile(r"(psf|model|resid|blob|chi2|depth|nexp|sigma|error|unc)", re.IGNORECASE)
+NATIVE_TOLERANCE = 0.005  # fractional; cutouts at 0.262 or 0.2624 are native
+
+
+@dataclass(frozen=True)
+class _Planes:
+    """The planes of one HDU: role "image", "ivar" or "mask"."""
+
+    role: str
+    cube: Array
+    bands: tuple[str, ...] | None
+    header: Header
+
+
+def has_images(hdus: Sequence[Hdu]) -> bool:
+    return any(_is_picture(h) for h in hdus)
+
+
+def images_from_fits(hdus: Sequence[Hdu], options: ImageOptions, limits: ReaderLimits) -> list[Image]:
+    """The one image of the file.
+
+    Raises InputError (`not_an_image`, `bad_axes`, `band_mismatch`, `unknown_bands`, `length_mismatch`, and all of
+    `assemble_image`), LimitError.
+    """
+    pictures = [h for h in hdus if _is_picture(h)]
+    if not pictures:
+        raise refusal(
+            "not_an_image", found=f"a FITS file of {len(hdus)} HDUs without a 2-D image", wanted="an image (band, y, x)",
+            mend="Spectra go to the spectrum endpoint.",
+        )  # fmt: skip
+    planes = [_planes(h, limits) for h in pictures]
+    images = [p for p in planes if p.role == "image"] or planes[:1]
+    flags: list[Flag] = []
+    cube, bands = _stack(images, options, flags)
+    header = {**hdus[0].header, **images[0].header}
+    scale = _scale(header, options, flags)
+    bad = _bad_pixels(planes, cube, bands)
+    factor = _factor(header, scale, flags)
+    ra, dec = _centre(header, cube.shape[1:])
+    name = header.get("OBJECT")
+    raw = RawImage(
+        cube * np.float32(factor), bands, scale, bad, ra=ra, dec=dec,
+        object_id=name.strip() if isinstance(name, str) and name.strip() else None, flags=tuple(flags),
+    )  # fmt: skip
+    return [assemble_image(raw, limits)]
+
+
+def _is_picture(hdu: Hdu) -> bool:
+    """An image HDU with a plane: at least two axes longer than one (or any two axes of one pixel, to refuse by size)."""
+    return hdu.kind == "image" and len(hdu.shape) >= 2
+
+
+def _planes(hdu: Hdu, limits: ReaderLimits) -> _Planes:
+    shape = hdu.shape
+    while len(shape) > 3 and shape[0] == 1:
+        shape = shape[1:]
+    if len(shape) > 3:
+        raise refusal(
+            "bad_axes", found=f"an image of shape {hdu.shape}", wanted="(y, x) or (band, y, x)",
+            mend="Send one image a file.",
+        )  # fmt: skip
+    if len(shape) == 2:
+        shape = (1, *shape)
+    check_size(shape, limits)
+    label = f"{hdu.name} {hdu.header.get('IMAGETYP', '')}"
+    role = "ivar" if _IVAR.search(label) else "mask" if _MASK.search(label) else "other" if _OTHER.search(label) else "image"
+    return _Planes(role, hdu.image().reshape(shape), _stated_bands(hdu, shape[0]), hdu.header)
+
+
+def _stated_bands(hdu: Hdu, planes: int) -> tuple[str, ...] | None:
+    """Bands from BANDS, BAND0.., FILTER or EXTNAME; None where the header is silent.
+
+    Raises InputError `band_mismatch` when BANDS and the number of planes disagree.
+    """
+    header = hdu.header
+    stated = header.get("BANDS")
+    if isinstance(stated, str) and stated.strip():
+        names = re.split(r"[\s,]+", stated.strip()) if re.search(r"[\s,]", stated.strip()) else list(stated.strip())
+        if len(names) != planes:
+            raise refusal(
+                "band_mismatch", found=f"{planes} planes, but BANDS = {stated.strip()!r}", wanted="one plane for each band",
+                mend="Correct BANDS, or cut the planes that belong to it.", field="BANDS",
+            )  # fmt: skip
+        return tuple(band_name(n) or n.lower() for n in names)
+    numbered = [header.get(f"BAND{i}") for i in range(planes)]
+    if all(isinstance(b, str) and b.strip() for b in numbered):
+        return tuple(band_name(b) or b.strip().lower() for b in numbered)
+    if planes == 1:
+        for key in ("BAND", "FILTER", "FILTER1", "EXTNAME"):
+            if isinstance(header.get(key), str) and (band := band_name(_strip_role(header[key]))):
+                return (band,)
+    return None
+
+
+def _strip_role(text: str) -> str:
+    """("invvar_r", "MASK-G") -> ("r", "G")."""
+    return re.sub(r"^(invvar|ivar|weight|wht|mask|maskbits|dq|allmask|anymask|image|flux)[-_ ]+", "", text.strip(), flags=re.IGNORECASE)
+
+
+def _stack(images: list[_Planes], options: ImageOptions, flags: list[Flag]) -> tuple[Array, tuple[str, ...]]:
+    """One (B, H, W) cube from one HDU with several planes or several HDUs of one plane each."""
+    if images[0].cube.shape[0] > 1:
+        images = images[:1]
+    else:
+        images = [p for p in images if p.cube.shape[0] == 1]
+        shapes = sorted({p.cube.shape[1:] for p in images})
+        if len(shapes) > 1:
+            raise refusal(
+                "length_mismatch", found=f"planes of different sizes {shapes}", wanted="bands on one pixel grid",
+                mend="Cut every band with the same centre, size and pixel scale.",
+            )  # fmt: skip
+    cube = np.concatenate([p.cube for p in images])
+    if options.bands is not None:
+        bands = options.bands
+        if len(bands) != len(cube):
+            raise refusal(
+                "band_mismatch", found=f"{len(cube)} planes and {len(bands)} band names {','.join(bands)}",
+                wanted="one name for each plane", mend="Correct the parameter `bands`.", field="bands",
+            )  # fmt: skip
+        return cube, bands
+    stated = [p.bands for p in images]
+    if all(b is not None for b in stated):
+        bands = tuple(name for b in stated if b for name in b)
+    elif len(cube) == len(DEFAULT_BANDS):
+        bands = DEFAULT_BANDS
+        flags.append(Flag("assumed_bands", "The file names no bands; g, r, z were assumed for its three planes."))
+    else:
+        raise refusal(
+            "unknown_bands", found=f"{len(cube)} planes without band names", wanted="planes whose bands are known",
+            mend="Write BANDS = 'grz' into the header, or state the parameter `bands`.", field="bands",
+        )  # fmt: skip
+    if len(set(bands)) < len(bands):
+        raise refusal(
+            "band_mismatch", found=f"repeated bands {','.join(bands)}", wanted="each band once",
+            mend="Keep one image of the object.", field="bands",
+        )  # fmt: skip
+    return cube, bands
+
+
+def _bad_pixels(planes: list[_Planes], cube: Array, bands: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+    """Zero inverse variance, set mask bits, and exact zeros (coadds write 0.0 where no exposure reached)."""
+    bad: npt.NDArray[np.bool_] = (cube == 0) if cube.dtype.kind == "f" else np.zeros(cube.shape, dtype=bool)
+    if bad.all(axis=(1, 2)).any():
+        bad = np.zeros(cube.shape, dtype=bool)  # a plane of zeros is refused as constant, which says more
+    for p in planes:
+        if p.role not in ("ivar", "mask") or p.cube.shape[1:] != cube.shape[1:]:
+            continue
+        marked = ~(p.cube > 0) if p.role == "ivar" else (p.cube != 0)
+        if p.cube.shape[0] == cube.shape[0]:
+            bad |= marked
+        elif p.cube.shape[0] == 1 and p.bands and p.bands[0] in bands:
+            bad[bands.index(p.bands[0])] |= marked[0]
+        elif p.cube.shape[0] == 1 and p.bands is None:
+            bad |= marked
+    return bad
+
+
+def _number(header: Header, key: str) -> float | None:
+    value = header.get(key)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value) else None
+
+
+def _scale(header: Header, options: ImageOptions, flags: list[Flag]) -> float:
+    """Pixel side in arcsec: the option, CD, CDELT, PIXSCALE, else 0.262 with a flag."""
+    if options.pixel_scale_arcsec is not None:
+        return options.pixel_scale_arcsec
+    matrix = _cd_matrix(header)
+    if matrix is not None:
+        sides = np.hypot(matrix[0], matrix[1]) * 3600.0  # of a column of the matrix: one step in x, one in y
+        area = abs(float(np.linalg.det(matrix))) * 3600.0**2
+        if area > 0:
+            if max(sides) > 1.02 * min(sides):
+                flags.append(Flag("non_square_pixels", f"Pixels of {sides[0]:.3f} x {sides[1]:.3f} arcsec were taken as square."))
+            return float(np.sqrt(area))
+    for key in ("PIXSCALE", "PIXSCAL1", "SECPIX"):
+        value = _number(header, key)
+        if value:
+            return value
+    flags.append(Flag("assumed_pixel_scale", f"The file gives no pixel scale; {LEGACY_SCALE_ARCSEC} arcsec was assumed."))
+    return LEGACY_SCALE_ARCSEC
+
+
+def _cd_matrix(header: Header) -> Array | None:
+    """CD in degrees a pixel (Greisen & Calabretta 2002, A&A 395, 1061): CDi_j, else PCi_j times CDELTi."""
+    to_deg = {"arcsec": 1 / 3600, "arcmin": 1 / 60}.get(str(header.get("CUNIT1", "deg")).strip().lower(), 1.0)
+    if any(f"CD{i}_{j}" in header for i in (1, 2) for j in (1, 2)):
+        values = [[_number(header, f"CD{i}_{j}") or 0.0 for j in (1, 2)] for i in (1, 2)]
+        return np.array(values) * to_deg
+    steps = _number(header, "CDELT1"), _number(header, "CDELT2")
+    if steps[0] is None or steps[1] is None or not str(header.get("CTYPE1", "RA")).upper().startswith(("RA", "GLON", "ELON")):
+        return None
+    pc = [[_number(header, f"PC{i}_{j}") for j in (1, 2)] for i in (1, 2)]
+    matrix = np.array([[float(i == j) if pc[i][j] is None else pc[i][j] for j in (0, 1)] for i in (0, 1)], dtype=float)
+    return matrix * np.array([[steps[0]], [steps[1]]]) * to_deg
+
+
+def _factor(header: Header, scale: float, flags: list[Flag]) -> float:
+    """Factor from stored values to nanomaggies per pixel of this image.
+
+    Cutouts of the Legacy Surveys viewer that are resampled keep the values of the native 0.262" pixels, i.e. surface
+    brightness, not flux per pixel: a galaxy cut at 0.1" and at 0.262" shows one mean value per pixel (0.3475 and 0.3496
+    within 5" in g, DR3 and DR5). They are brought to flux per pixel by the ratio of pixel areas.
+    """
+    survey = str(header.get("SURVEY", ""))
+    zero_point = next((z for key in ("MAGZERO", "MAGZP", "MAGZPT") if (z := _number(header, key)) is not None), None)
+    unit = header.get("BUNIT")
+    legacy = bool(_LEGACY.match(survey.strip()))
+    factor = image_factor(unit if isinstance(unit, str) else None, zero_point)
+    if factor is None:
+        factor = 1.0
+        if not legacy:
+            flags.append(Flag("assumed_flux_unit", "The file states no unit; nanomaggies per pixel were assumed."))
+    if legacy and abs(scale / LEGACY_SCALE_ARCSEC - 1) > NATIVE_TOLERANCE:
+        factor *= (scale / LEGACY_SCALE_ARCSEC) ** 2
+        flags.append(
+            Flag(
+                "resampled_cutout",
+                f"A viewer cutout at {scale:.3f} arcsec keeps the surface brightness of {LEGACY_SCALE_ARCSEC} arcsec pixels; "
+                "it was converted to flux per pixel.",
+            )
+        )
+    return factor
+
+
+def _centre(header: Header, shape: tuple[int, ...]) -> tuple[float | None, float | None]:
+    """(ra, dec) of the middle of the image, deg, by the TAN projection; (None, None) without an equatorial TAN WCS.
+
+    Calabretta & Greisen (2002, A&A 395, 1077), eqs. 54-55 inverted.
+    """
+    matrix = _cd_matrix(header)
+    keys = ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2")
+    values = [_number(header, k) for k in keys]
+    kind = str(header.get("CTYPE1", "")).upper()
+    if matrix is None or any(v is None for v in values) or not (kind.startswith("RA") and "TAN" in kind):
+        return None, None
+    ra0, dec0, x0, y0 = (float(v) for v in values if v is not None)
+    offset = np.array([(shape[1] + 1) / 2 - x0, (shape[0] + 1) / 2 - y0])
+    xi, eta = np.radians(matrix @ offset)
+    cos0, sin0 = np.cos(np.radians(dec0)), np.sin(np.radians(dec0))
+    ra = ra0 + np.degrees(np.arctan2(xi, cos0 - eta * sin0))
+    dec = np.degrees(np.arctan2(sin0 + eta * cos0, np.hypot(xi, cos0 - eta * sin0)))
+    return (float(ra % 360), float(dec)) if np.isfinite(ra) and np.isfinite(dec) else (None, None)
