@@ -1,9 +1,9 @@
 """Which shards of a survey train a model, tune it, and test it: one rule for training and evaluation.
 
 Whole shards are split, never rows: a shard is one HEALPix pixel, so objects that share a field (and, in the
-simulation, neighbours painted from the same pool) cannot fall on both sides. Shards are ordered by a hash of their
-number, so neither their position on the sky nor the order in which they were written enters, and every machine finds
-the same split whatever folder the survey lies in. Pure: touches no file.
+simulation, neighbours painted from the same pool) cannot fall on both sides. Shards are ordered by a hash of
+their number, so neither their position on the sky nor the order in which they were written enters, and every
+machine finds the same split whatever folder the survey lies in. Pure: touches no file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Split:
     def names(self) -> dict[str, list[str]]:
         """`train`, `val`, `test` as folder/file names, for a report that another machine can compare."""
         return {
-            part: ["/".join(path.parts[-2:]) for path in getattr(self, part)] for part in ("train", "val", "test")
+            part: ["/".join(path.parts[-2:]) for path in getattr(self, part)]
+            for part in ("train", "val", "test")
         }
 
 
@@ -51,13 +52,13 @@ def split_shards(
 ) -> Split:
     """Split shards in the order of a hash of their number: the last are test, those before validation.
 
-    Counts are rounded to the nearest shard; a part whose fraction is above 0 gets at least one shard, and so does
-    train, whence at least as many shards as parts are needed.
+    Counts are rounded to the nearest shard; a part whose fraction is above 0 gets at least one shard, and so
+    does train, whence at least as many shards as parts are needed.
     Raises ValueError for fractions outside [0, 1) or summing to 1 or more, and for too few shards.
     """
     if not (0 <= val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
         raise ValueError(
-            f"val_fraction {val_fraction} and test_fraction {test_fraction}: wanted both in [0, 1), sum below 1"
+            f"val_fraction {val_fraction}, test_fraction {test_fraction}: wanted both in [0, 1), sum below 1"
         )
     shards = sorted({Path(path) for path in paths}, key=_order)
     wanted = 1 + (val_fraction > 0) + (test_fraction > 0)

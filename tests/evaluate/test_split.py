@@ -8,7 +8,6 @@ import pytest
 
 from training.split import shard_number, split_shards
 
-
 KNOWN_TEST = [20, 111]
 KNOWN_VAL = [33]
 

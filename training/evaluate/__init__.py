@@ -1,0 +1,14 @@
+"""Science evaluation: what an embedding knows, on held-out simulated galaxies and on the real sky.
+
+* `metrics`     the numbers: R2, sigma_NMAD, outliers, recall@k, ranks, detection, bootstrap intervals
+* `neighbours`  k-nearest-neighbour search and regression over arrays of embeddings
+* `zeroshot`    R2 of galaxy properties from neighbours, within and across modalities
+* `retrieval`   the partner of an object among a pool, both ways
+* `survey`      held-out shards as arrays: properties, photometry, grids
+* `encoders`    what turns grids into embeddings: the aligned model and the encoders it grew from
+* `supervised`  baselines trained on labels: ResNet-18, photometry MLP, redshift CNN
+* `realsky`     real DESI and SDSS objects in the simulated index
+* `report`      the JSON: provenance, marks, mllog lines
+
+Everything but `encoders`, `supervised` and `realsky` works on plain arrays and imports numpy alone.
+"""
