@@ -1,8 +1,9 @@
 """Every limit of the readers: one frozen dataclass, each number with its reason.
 
-A file larger than a limit is refused with `LimitError` (HTTP 413) before the work it would cause is done: sizes are taken
-from headers, never from what a decoder has already allocated. `DEFAULT_LIMITS` guards uploads from strangers;
-`LOCAL_LIMITS` is for files an operator names on the command line, where a whole DESI petal is a reasonable input.
+A file larger than a limit is refused with `LimitError` (HTTP 413) before the work it would cause is done:
+sizes are taken from headers, never from what a decoder has already allocated. `DEFAULT_LIMITS` guards
+uploads from strangers; `LOCAL_LIMITS` is for files an operator names on the command line, where a whole
+DESI petal is a reasonable input.
 """
 
 from __future__ import annotations
@@ -18,19 +19,26 @@ MIB = 1024 * 1024
 class ReaderLimits:
     """Upper (and a few lower) bounds of what a reader accepts.
 
-    max_file_bytes:             bytes of one file as sent. 32 MiB holds a 1,600 px g,r,z FITS cutout or a DESI coadd of 100 targets.
-    max_decompressed_bytes:     bytes a .gz may unpack to; twice the plain limit, since compressed cutouts shrink about 1.5 times.
-    max_decompression_ratio:    unpacked / packed, judged once `ratio_free_bytes` are out; float32 sky compresses 1.1-3 times,
-                                empty borders more, deflate bombs 1,000 times.
-    ratio_free_bytes:           unpacked bytes below which the ratio is not judged (a small blank file is harmless).
-    max_hdus:                   FITS extensions; a full SDSS spec file with 50 exposures has about 55 of them, and parsing is linear.
-    max_header_cards:           header cards over the whole file; SDSS full files reach 5,000 and DESI coadds 2,000.
+    max_file_bytes:             bytes of one file as sent. 32 MiB holds a 1,600 px g,r,z FITS cutout or a
+                                DESI coadd of 100 targets.
+    max_decompressed_bytes:     bytes a .gz may unpack to; twice the plain limit, since compressed cutouts
+                                shrink about 1.5 times.
+    max_decompression_ratio:    unpacked / packed, judged once `ratio_free_bytes` are out; float32 sky
+                                compresses 1.1-3 times, empty borders more, deflate bombs 1,000 times.
+    ratio_free_bytes:           unpacked bytes below which the ratio is not judged (a small blank file is
+                                harmless).
+    max_hdus:                   FITS extensions; a full SDSS spec file with 50 exposures has about 55 of
+                                them, and parsing is linear.
+    max_header_cards:           header cards over the whole file; SDSS full files reach 5,000 and DESI
+                                coadds 2,000.
     max_axes:                   FITS NAXIS; (x, y, band) and one degenerate axis, nothing we read has more.
     max_table_columns:          columns of a FITS table (SDSS SPECOBJ has 126, the standard allows 999).
-    max_image_pixels:           height x width of one plane: 4,096 squared is 18 arcmin at 0.262", far above any galaxy cutout.
+    max_image_pixels:           height x width of one plane: 4,096 squared is 18 arcmin at 0.262", far above
+                                any galaxy cutout.
     max_image_planes:           bands of one image (u, g, r, i, z, y and a few spare).
     min_image_side:             pixels; below this there is no galaxy to see (the models look at 96 px).
-    max_spectrum_pixels:        samples of one spectrum; DESI has 7,781, the finest echelle grids about 300,000.
+    max_spectrum_pixels:        samples of one spectrum; DESI has 7,781, the finest echelle grids about
+                                300,000.
     min_spectrum_pixels:        samples of one spectrum; fewer carry no line and no break.
     max_targets:                objects in one file (DESI coadds); more belong into the batch command.
     max_text_line:              characters of one CSV line, so that a binary file called .csv ends quickly.

@@ -50,7 +50,8 @@ def read_images(
 ) -> list[Image]:
     """Every image in `data`: one for FITS and pictures, N for a 4-D array.
 
-    Raises MediaTypeError (unknown or contradicted type), LimitError, InputError (`not_an_image` and the readers' codes).
+    Raises MediaTypeError (unknown or contradicted type), LimitError, InputError (`not_an_image` and the
+    readers' codes).
     """
     return _guarded(lambda: _images(data, media_type, name, limits, options or ImageOptions()))
 
@@ -65,13 +66,18 @@ def read_spectra(
 ) -> list[Spectrum]:
     """Every spectrum in `data`, in file order, each with its id where the file has one.
 
-    Raises MediaTypeError (unknown or contradicted type), LimitError, InputError (`not_a_spectrum` and the readers' codes).
+    Raises MediaTypeError (unknown or contradicted type), LimitError, InputError (`not_a_spectrum` and the
+    readers' codes).
     """
     return _guarded(lambda: _spectra(data, media_type, name, limits, options or SpectrumOptions()))
 
 
 def detect_modality(
-    data: bytes, *, media_type: str | None = None, name: str | None = None, limits: ReaderLimits = DEFAULT_LIMITS
+    data: bytes,
+    *,
+    media_type: str | None = None,
+    name: str | None = None,
+    limits: ReaderLimits = DEFAULT_LIMITS,
 ) -> Modality:
     """Whether `data` holds images or spectra; refuses like the readers when it holds neither."""
     return _guarded(lambda: _modality(data, media_type, name, limits))
@@ -87,9 +93,11 @@ def _images(
         return images_from_npy(content, options, limits)
     if fmt == "csv":
         raise refusal(
-            "not_an_image", found="text", wanted="an image as FITS, PNG, JPEG or .npy",
+            "not_an_image",
+            found="text",
+            wanted="an image as FITS, PNG, JPEG or .npy",
             mend="Spectra as text go to the spectrum endpoint.",
-        )  # fmt: skip
+        )
     return [image_from_picture(content, options, limits)]
 
 
@@ -104,9 +112,11 @@ def _spectra(
     if fmt == "csv":
         return [spectrum_from_text(content, options, limits)]
     raise refusal(
-        "not_a_spectrum", found=f"a {fmt.upper()} picture", wanted="a spectrum as FITS, CSV or .npy",
+        "not_a_spectrum",
+        found=f"a {fmt.upper()} picture",
+        wanted="a spectrum as FITS, CSV or .npy",
         mend="Pictures go to the image endpoint.",
-    )  # fmt: skip
+    )
 
 
 def _modality(data: bytes, media_type: str | None, name: str | None, limits: ReaderLimits) -> Modality:
@@ -118,9 +128,11 @@ def _modality(data: bytes, media_type: str | None, name: str | None, limits: Rea
         if has_images(hdus):
             return "image"
         raise refusal(
-            "unusable_input", found="a FITS file with neither an image nor a spectrum", wanted="one of them",
+            "unusable_input",
+            found="a FITS file with neither an image nor a spectrum",
+            wanted="one of them",
             mend="Images are (band, y, x); spectra are tables with columns wave and flux.",
-        )  # fmt: skip
+        )
     if fmt == "npy":
         return "spectrum" if is_spectrum_shape(load_npy(content).shape) else "image"
     return "spectrum" if fmt == "csv" else "image"
@@ -132,8 +144,19 @@ def _guarded(read: Callable[[], T]) -> T:
         return read()
     except AstroClipError:
         raise
-    except (ValueError, TypeError, KeyError, IndexError, OverflowError, ArithmeticError, struct.error, UnicodeError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        OverflowError,
+        ArithmeticError,
+        struct.error,
+        UnicodeError,
+    ) as error:
         raise refusal(
-            "damaged_file", found=f"content that does not parse ({type(error).__name__}: {str(error)[:120]})",
-            wanted="a well-formed file", mend="Write it again with a standard tool; if it opens elsewhere, report it.",
-        ) from error  # fmt: skip
+            "damaged_file",
+            found=f"content that does not parse ({type(error).__name__}: {str(error)[:120]})",
+            wanted="a well-formed file",
+            mend="Write it again with a standard tool; if it opens elsewhere, report it.",
+        ) from error

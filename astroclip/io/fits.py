@@ -1,9 +1,9 @@
 """A small, bounded FITS reader: headers, image arrays, fixed-width binary tables, over bytes in memory.
 
-Written for uploads from strangers. It walks the 2880-byte blocks once, checks every count against `ReaderLimits` before
-anything is allocated, never seeks outside the bytes it was given, follows no pointer (no variable-length columns, no
-tile-compressed images) and evaluates nothing. Arrays are views of the input until a caller converts them. astropy is the
-reference it is tested against, and is not needed to run it.
+Written for uploads from strangers. It walks the 2880-byte blocks once, checks every count against
+`ReaderLimits` before anything is allocated, never seeks outside the bytes it was given, follows no pointer
+(no variable-length columns, no tile-compressed images) and evaluates nothing. Arrays are views of the input
+until a caller converts them. astropy is the reference it is tested against, and is not needed to run it.
 
 FITS Standard 4.0 (Pence et al. 2010, A&A 524, A42; IAU FITS WG 2018): section numbers in comments.
 """
@@ -31,13 +31,13 @@ Header = Mapping[str, Any]
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([EeDd][+-]?\d+)?$")
 _TFORM = re.compile(r"(\d*)([LXBIJKAEDCMPQ])")
 _DTYPES = {"L": "i1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8"}
-_WIDTHS = {
-    "L": 1, "B": 1, "I": 2, "J": 4, "K": 8, "E": 4, "D": 8, "A": 1, "C": 8, "M": 16, "P": 8, "Q": 16
-}  # fmt: skip
+_WIDTHS = {"L": 1, "B": 1, "I": 2, "J": 4, "K": 8, "E": 4, "D": 8, "A": 1, "C": 8, "M": 16, "P": 8, "Q": 16}
 _BITPIX = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 
 
-def damaged(what: str, mend: str = "Download or write the file again.", code: str = "damaged_fits") -> InputError:
+def damaged(
+    what: str, mend: str = "Download or write the file again.", code: str = "damaged_fits"
+) -> InputError:
     return refusal(code, found=f"a FITS file {what}", wanted="a complete, standard FITS file", mend=mend)
 
 
@@ -92,14 +92,17 @@ class Hdu:
         return found
 
     def read(self, name: str, row: int | None = None) -> npt.NDArray[Any]:
-        """Column `name`: (rows,) or (rows, repeat), or without the first axis for one `row`; strings as `str` arrays."""
+        """Column `name`: (rows,) or (rows, repeat), or without the first axis for one `row`; strings as
+        `str` arrays."""
         column = self.columns()[name]
         if column.code in "PQXCM":
             raise refusal(
-                "unsupported_column", found=f"column {name.upper()} of TFORM type {column.code}",
-                wanted="fixed-width numeric or text columns", mend="Write the table with fixed-length columns.",
+                "unsupported_column",
+                found=f"column {name.upper()} of TFORM type {column.code}",
+                wanted="fixed-width numeric or text columns",
+                mend="Write the table with fixed-length columns.",
                 field=name,
-            )  # fmt: skip
+            )
         rows, width = self.shape
         table = np.frombuffer(self.data, dtype="u1", count=rows * width).reshape(rows, width)
         size = column.repeat * _WIDTHS[column.code]
@@ -129,7 +132,11 @@ def _scaled(raw: npt.NDArray[Any], scale: Any, zero: Any, blank: Any, where: str
     blanks = native == blank if isinstance(blank, int) else None
     if (scale, zero) != (1, 0):
         as_integer = scale == 1 and isinstance(zero, int) or float(zero).is_integer() and scale == 1
-        native = native.astype("i8") + int(zero) if as_integer and abs(zero) < 2**31 else native * float(scale) + zero
+        native = (
+            native.astype("i8") + int(zero)
+            if as_integer and abs(zero) < 2**31
+            else native * float(scale) + zero
+        )
     if blanks is not None and blanks.any():
         native = np.where(blanks, np.nan, native)
     return native
@@ -146,16 +153,21 @@ def parse_fits(data: bytes, limits: ReaderLimits = DEFAULT_LIMITS) -> list[Hdu]:
     while offset < len(data) and not (hdus and _is_padding(data, offset)):
         if len(hdus) >= limits.max_hdus:
             raise over_limit(
-                "too_many_hdus", what="a FITS file", found=len(hdus) + 1, limit=limits.max_hdus, unit="HDUs",
+                "too_many_hdus",
+                what="a FITS file",
+                found=len(hdus) + 1,
+                limit=limits.max_hdus,
+                unit="HDUs",
                 mend="Keep only the extensions that hold the object.",
-            )  # fmt: skip
+            )
         header, comments, start, used = _parse_header(data, offset, limits.max_header_cards - cards, limits)
         cards += used
         kind, shape, size = _layout(header, len(hdus), limits)
         if start + size > len(data):
             missing = start + size - len(data)
             raise damaged(
-                f"that ends {missing:,} bytes early (HDU {len(hdus)} announces {size:,} bytes of data)", code="truncated_fits"
+                f"that ends {missing:,} bytes early (HDU {len(hdus)} announces {size:,} bytes of data)",
+                code="truncated_fits",
             )
         hdus.append(Hdu(len(hdus), kind, header, shape, view[start : start + size], comments))
         offset = start + -(-size // BLOCK) * BLOCK
@@ -163,11 +175,14 @@ def parse_fits(data: bytes, limits: ReaderLimits = DEFAULT_LIMITS) -> list[Hdu]:
 
 
 def _is_padding(data: bytes, offset: int) -> bool:
-    """True when what follows the last HDU is filler, not another header (some writers pad with zeros or blanks)."""
+    """True when what follows the last HDU is filler, not another header (some writers pad with zeros or
+    blanks)."""
     return not data[offset : offset + BLOCK].strip(b"\0 ")
 
 
-def _parse_header(data: bytes, offset: int, budget: int, limits: ReaderLimits) -> tuple[dict[str, Any], str, int, int]:
+def _parse_header(
+    data: bytes, offset: int, budget: int, limits: ReaderLimits
+) -> tuple[dict[str, Any], str, int, int]:
     """(keywords, COMMENT/HISTORY text, offset of the data, cards read); first of repeated keywords wins."""
     header: dict[str, Any] = {}
     comments: list[str] = []
@@ -180,9 +195,13 @@ def _parse_header(data: bytes, offset: int, budget: int, limits: ReaderLimits) -
         used += 1
         if used > budget:
             raise over_limit(
-                "header_too_long", what="FITS headers", found=limits.max_header_cards - budget + used,
-                limit=limits.max_header_cards, unit="cards", mend="Remove history or unused extensions.",
-            )  # fmt: skip
+                "header_too_long",
+                what="FITS headers",
+                found=limits.max_header_cards - budget + used,
+                limit=limits.max_header_cards,
+                unit="cards",
+                mend="Remove history or unused extensions.",
+            )
         text = card.decode("latin-1")
         word = text[:8].rstrip()
         if word == "END" and not text[3:].strip():
@@ -227,10 +246,12 @@ def _layout(header: Header, index: int, limits: ReaderLimits) -> tuple[str, tupl
         raise damaged(f"with NAXIS {naxis!r}")
     if naxis > limits.max_axes:
         raise refusal(
-            "bad_axes", found=f"HDU {index} with {naxis} axes", wanted=f"at most {limits.max_axes}: x, y and band",
+            "bad_axes",
+            found=f"HDU {index} with {naxis} axes",
+            wanted=f"at most {limits.max_axes}: x, y and band",
             mend="Cut out one image and write its planes as (band, y, x).",
-        )  # fmt: skip
-    axes = [header.get(f"NAXIS{i + 1}") for i in range(naxis)]
+        )
+    axes: list[Any] = [header.get(f"NAXIS{i + 1}") for i in range(naxis)]
     if any(type(n) is not int or n < 0 for n in axes):
         raise damaged(f"with axis lengths {axes}")
     parameters, groups = header.get("PCOUNT", 0), header.get("GCOUNT", 1)
@@ -256,11 +277,17 @@ def _check_table(header: Header, index: int, axes: list[Any], bitpix: int, limit
         raise damaged(f"whose table in HDU {index} has no valid BITPIX, NAXIS and TFIELDS")
     if fields > limits.max_table_columns:
         raise over_limit(
-            "too_many_columns", what="a FITS table", found=fields, limit=limits.max_table_columns, unit="columns",
+            "too_many_columns",
+            what="a FITS table",
+            found=fields,
+            limit=limits.max_table_columns,
+            unit="columns",
             mend="Keep the wavelength, flux, ivar and mask columns.",
-        )  # fmt: skip
+        )
     if header.get("ZIMAGE") is True:
         raise refusal(
-            "compressed_fits", found=f"a tile-compressed image in HDU {index} (.fits.fz)", wanted="plain FITS or .fits.gz",
+            "compressed_fits",
+            found=f"a tile-compressed image in HDU {index} (.fits.fz)",
+            wanted="plain FITS or .fits.gz",
             mend="Unpack it with funpack.",
-        )  # fmt: skip
+        )

@@ -11,7 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from astroclip.io.fits import Hdu, Header
-from astroclip.io.image import DEFAULT_BANDS, LEGACY_SCALE_ARCSEC, RawImage, assemble_image, band_name, check_size
+from astroclip.io.image import (
+    DEFAULT_BANDS,
+    LEGACY_SCALE_ARCSEC,
+    RawImage,
+    assemble_image,
+    band_name,
+    check_size,
+)
 from astroclip.io.options import ImageOptions
 from astroclip.io.refusal import refusal
 from astroclip.io.units import image_factor
@@ -45,15 +52,17 @@ def has_images(hdus: Sequence[Hdu]) -> bool:
 def images_from_fits(hdus: Sequence[Hdu], options: ImageOptions, limits: ReaderLimits) -> list[Image]:
     """The one image of the file.
 
-    Raises InputError (`not_an_image`, `bad_axes`, `band_mismatch`, `unknown_bands`, `length_mismatch`, and all of
-    `assemble_image`), LimitError.
+    Raises InputError (`not_an_image`, `bad_axes`, `band_mismatch`, `unknown_bands`, `length_mismatch`, and
+    all of `assemble_image`), LimitError.
     """
     pictures = [h for h in hdus if _is_picture(h)]
     if not pictures:
         raise refusal(
-            "not_an_image", found=f"a FITS file of {len(hdus)} HDUs without a 2-D image", wanted="an image (band, y, x)",
+            "not_an_image",
+            found=f"a FITS file of {len(hdus)} HDUs without a 2-D image",
+            wanted="an image (band, y, x)",
             mend="Spectra go to the spectrum endpoint.",
-        )  # fmt: skip
+        )
     planes = [_planes(h, limits) for h in pictures]
     images = [p for p in planes if p.role == "image"] or planes[:1]
     flags: list[Flag] = []
@@ -65,14 +74,21 @@ def images_from_fits(hdus: Sequence[Hdu], options: ImageOptions, limits: ReaderL
     ra, dec = _centre(header, cube.shape[1:])
     name = header.get("OBJECT")
     raw = RawImage(
-        cube * np.float32(factor), bands, scale, bad, ra=ra, dec=dec,
-        object_id=name.strip() if isinstance(name, str) and name.strip() else None, flags=tuple(flags),
-    )  # fmt: skip
+        cube * np.float32(factor),
+        bands,
+        scale,
+        bad,
+        ra=ra,
+        dec=dec,
+        object_id=name.strip() if isinstance(name, str) and name.strip() else None,
+        flags=tuple(flags),
+    )
     return [assemble_image(raw, limits)]
 
 
 def _is_picture(hdu: Hdu) -> bool:
-    """An image HDU with a plane: at least two axes longer than one (or any two axes of one pixel, to refuse by size)."""
+    """An image HDU with a plane: at least two axes longer than one (or any two axes of one pixel, to refuse
+    by size)."""
     return hdu.kind == "image" and len(hdu.shape) >= 2
 
 
@@ -82,14 +98,24 @@ def _planes(hdu: Hdu, limits: ReaderLimits) -> _Planes:
         shape = shape[1:]
     if len(shape) > 3:
         raise refusal(
-            "bad_axes", found=f"an image of shape {hdu.shape}", wanted="(y, x) or (band, y, x)",
+            "bad_axes",
+            found=f"an image of shape {hdu.shape}",
+            wanted="(y, x) or (band, y, x)",
             mend="Send one image a file.",
-        )  # fmt: skip
+        )
     if len(shape) == 2:
         shape = (1, *shape)
     check_size(shape, limits)
     label = f"{hdu.name} {hdu.header.get('IMAGETYP', '')}"
-    role = "ivar" if _IVAR.search(label) else "mask" if _MASK.search(label) else "other" if _OTHER.search(label) else "image"
+    role = (
+        "ivar"
+        if _IVAR.search(label)
+        else "mask"
+        if _MASK.search(label)
+        else "other"
+        if _OTHER.search(label)
+        else "image"
+    )
     return _Planes(role, hdu.image().reshape(shape), _stated_bands(hdu, shape[0]), hdu.header)
 
 
@@ -101,16 +127,24 @@ def _stated_bands(hdu: Hdu, planes: int) -> tuple[str, ...] | None:
     header = hdu.header
     stated = header.get("BANDS")
     if isinstance(stated, str) and stated.strip():
-        names = re.split(r"[\s,]+", stated.strip()) if re.search(r"[\s,]", stated.strip()) else list(stated.strip())
+        names = (
+            re.split(r"[\s,]+", stated.strip())
+            if re.search(r"[\s,]", stated.strip())
+            else list(stated.strip())
+        )
         if len(names) != planes:
             raise refusal(
-                "band_mismatch", found=f"{planes} planes, but BANDS = {stated.strip()!r}", wanted="one plane for each band",
-                mend="Correct BANDS, or cut the planes that belong to it.", field="BANDS",
-            )  # fmt: skip
+                "band_mismatch",
+                found=f"{planes} planes, but BANDS = {stated.strip()!r}",
+                wanted="one plane for each band",
+                mend="Correct BANDS, or cut the planes that belong to it.",
+                field="BANDS",
+            )
         return tuple(band_name(n) or n.lower() for n in names)
     numbered = [header.get(f"BAND{i}") for i in range(planes)]
-    if all(isinstance(b, str) and b.strip() for b in numbered):
-        return tuple(band_name(b) or b.strip().lower() for b in numbered)
+    named = [b.strip() for b in numbered if isinstance(b, str) and b.strip()]
+    if len(named) == planes:
+        return tuple(band_name(b) or b.lower() for b in named)
     if planes == 1:
         for key in ("BAND", "FILTER", "FILTER1", "EXTNAME"):
             if isinstance(header.get(key), str) and (band := band_name(_strip_role(header[key]))):
@@ -120,7 +154,12 @@ def _stated_bands(hdu: Hdu, planes: int) -> tuple[str, ...] | None:
 
 def _strip_role(text: str) -> str:
     """("invvar_r", "MASK-G") -> ("r", "G")."""
-    return re.sub(r"^(invvar|ivar|weight|wht|mask|maskbits|dq|allmask|anymask|image|flux)[-_ ]+", "", text.strip(), flags=re.IGNORECASE)
+    return re.sub(
+        r"^(invvar|ivar|weight|wht|mask|maskbits|dq|allmask|anymask|image|flux)[-_ ]+",
+        "",
+        text.strip(),
+        flags=re.IGNORECASE,
+    )
 
 
 def _stack(images: list[_Planes], options: ImageOptions, flags: list[Flag]) -> tuple[Array, tuple[str, ...]]:
@@ -132,34 +171,47 @@ def _stack(images: list[_Planes], options: ImageOptions, flags: list[Flag]) -> t
         shapes = sorted({p.cube.shape[1:] for p in images})
         if len(shapes) > 1:
             raise refusal(
-                "length_mismatch", found=f"planes of different sizes {shapes}", wanted="bands on one pixel grid",
+                "length_mismatch",
+                found=f"planes of different sizes {shapes}",
+                wanted="bands on one pixel grid",
                 mend="Cut every band with the same centre, size and pixel scale.",
-            )  # fmt: skip
+            )
     cube = np.concatenate([p.cube for p in images])
     if options.bands is not None:
         bands = options.bands
         if len(bands) != len(cube):
             raise refusal(
-                "band_mismatch", found=f"{len(cube)} planes and {len(bands)} band names {','.join(bands)}",
-                wanted="one name for each plane", mend="Correct the parameter `bands`.", field="bands",
-            )  # fmt: skip
+                "band_mismatch",
+                found=f"{len(cube)} planes and {len(bands)} band names {','.join(bands)}",
+                wanted="one name for each plane",
+                mend="Correct the parameter `bands`.",
+                field="bands",
+            )
         return cube, bands
     stated = [p.bands for p in images]
     if all(b is not None for b in stated):
         bands = tuple(name for b in stated if b for name in b)
     elif len(cube) == len(DEFAULT_BANDS):
         bands = DEFAULT_BANDS
-        flags.append(Flag("assumed_bands", "The file names no bands; g, r, z were assumed for its three planes."))
+        flags.append(
+            Flag("assumed_bands", "The file names no bands; g, r, z were assumed for its three planes.")
+        )
     else:
         raise refusal(
-            "unknown_bands", found=f"{len(cube)} planes without band names", wanted="planes whose bands are known",
-            mend="Write BANDS = 'grz' into the header, or state the parameter `bands`.", field="bands",
-        )  # fmt: skip
+            "unknown_bands",
+            found=f"{len(cube)} planes without band names",
+            wanted="planes whose bands are known",
+            mend="Write BANDS = 'grz' into the header, or state the parameter `bands`.",
+            field="bands",
+        )
     if len(set(bands)) < len(bands):
         raise refusal(
-            "band_mismatch", found=f"repeated bands {','.join(bands)}", wanted="each band once",
-            mend="Keep one image of the object.", field="bands",
-        )  # fmt: skip
+            "band_mismatch",
+            found=f"repeated bands {','.join(bands)}",
+            wanted="each band once",
+            mend="Keep one image of the object.",
+            field="bands",
+        )
     return cube, bands
 
 
@@ -183,7 +235,11 @@ def _bad_pixels(planes: list[_Planes], cube: Array, bands: tuple[str, ...]) -> n
 
 def _number(header: Header, key: str) -> float | None:
     value = header.get(key)
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value) else None
+    return (
+        float(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)
+        else None
+    )
 
 
 def _scale(header: Header, options: ImageOptions, flags: list[Flag]) -> float:
@@ -196,13 +252,22 @@ def _scale(header: Header, options: ImageOptions, flags: list[Flag]) -> float:
         area = abs(float(np.linalg.det(matrix))) * 3600.0**2
         if area > 0:
             if max(sides) > 1.02 * min(sides):
-                flags.append(Flag("non_square_pixels", f"Pixels of {sides[0]:.3f} x {sides[1]:.3f} arcsec were taken as square."))
+                flags.append(
+                    Flag(
+                        "non_square_pixels",
+                        f"Pixels of {sides[0]:.3f} x {sides[1]:.3f} arcsec were taken as square.",
+                    )
+                )
             return float(np.sqrt(area))
     for key in ("PIXSCALE", "PIXSCAL1", "SECPIX"):
         value = _number(header, key)
         if value:
             return value
-    flags.append(Flag("assumed_pixel_scale", f"The file gives no pixel scale; {LEGACY_SCALE_ARCSEC} arcsec was assumed."))
+    flags.append(
+        Flag(
+            "assumed_pixel_scale", f"The file gives no pixel scale; {LEGACY_SCALE_ARCSEC} arcsec was assumed."
+        )
+    )
     return LEGACY_SCALE_ARCSEC
 
 
@@ -213,35 +278,46 @@ def _cd_matrix(header: Header) -> Array | None:
         values = [[_number(header, f"CD{i}_{j}") or 0.0 for j in (1, 2)] for i in (1, 2)]
         return np.array(values) * to_deg
     steps = _number(header, "CDELT1"), _number(header, "CDELT2")
-    if steps[0] is None or steps[1] is None or not str(header.get("CTYPE1", "RA")).upper().startswith(("RA", "GLON", "ELON")):
+    if (
+        steps[0] is None
+        or steps[1] is None
+        or not str(header.get("CTYPE1", "RA")).upper().startswith(("RA", "GLON", "ELON"))
+    ):
         return None
     pc = [[_number(header, f"PC{i}_{j}") for j in (1, 2)] for i in (1, 2)]
-    matrix = np.array([[float(i == j) if pc[i][j] is None else pc[i][j] for j in (0, 1)] for i in (0, 1)], dtype=float)
+    matrix = np.array(
+        [[float(i == j) if pc[i][j] is None else pc[i][j] for j in (0, 1)] for i in (0, 1)], dtype=float
+    )
     return matrix * np.array([[steps[0]], [steps[1]]]) * to_deg
 
 
 def _factor(header: Header, scale: float, flags: list[Flag]) -> float:
     """Factor from stored values to nanomaggies per pixel of this image.
 
-    Cutouts of the Legacy Surveys viewer that are resampled keep the values of the native 0.262" pixels, i.e. surface
-    brightness, not flux per pixel: a galaxy cut at 0.1" and at 0.262" shows one mean value per pixel (0.3475 and 0.3496
-    within 5" in g, DR3 and DR5). They are brought to flux per pixel by the ratio of pixel areas.
+    Cutouts of the Legacy Surveys viewer that are resampled keep the values of the native 0.262" pixels,
+    i.e. surface brightness, not flux per pixel: a galaxy cut at 0.1" and at 0.262" shows one mean value per
+    pixel (0.3475 and 0.3496 within 5" in g, DR3 and DR5). They are brought to flux per pixel by the ratio
+    of pixel areas.
     """
     survey = str(header.get("SURVEY", ""))
-    zero_point = next((z for key in ("MAGZERO", "MAGZP", "MAGZPT") if (z := _number(header, key)) is not None), None)
+    zero_point = next(
+        (z for key in ("MAGZERO", "MAGZP", "MAGZPT") if (z := _number(header, key)) is not None), None
+    )
     unit = header.get("BUNIT")
     legacy = bool(_LEGACY.match(survey.strip()))
     factor = image_factor(unit if isinstance(unit, str) else None, zero_point)
     if factor is None:
         factor = 1.0
         if not legacy:
-            flags.append(Flag("assumed_flux_unit", "The file states no unit; nanomaggies per pixel were assumed."))
+            flags.append(
+                Flag("assumed_flux_unit", "The file states no unit; nanomaggies per pixel were assumed.")
+            )
     if legacy and abs(scale / LEGACY_SCALE_ARCSEC - 1) > NATIVE_TOLERANCE:
         factor *= (scale / LEGACY_SCALE_ARCSEC) ** 2
         flags.append(
             Flag(
                 "resampled_cutout",
-                f"A viewer cutout at {scale:.3f} arcsec keeps the surface brightness of {LEGACY_SCALE_ARCSEC} arcsec pixels; "
+                f"A viewer cutout at {scale:.3f} arcsec keeps the values of {LEGACY_SCALE_ARCSEC} arcsec pixels; "
                 "it was converted to flux per pixel.",
             )
         )
@@ -249,7 +325,8 @@ def _factor(header: Header, scale: float, flags: list[Flag]) -> float:
 
 
 def _centre(header: Header, shape: tuple[int, ...]) -> tuple[float | None, float | None]:
-    """(ra, dec) of the middle of the image, deg, by the TAN projection; (None, None) without an equatorial TAN WCS.
+    """(ra, dec) of the middle of the image, deg, by the TAN projection; (None, None) without an equatorial
+    TAN WCS.
 
     Calabretta & Greisen (2002, A&A 395, 1077), eqs. 54-55 inverted.
     """

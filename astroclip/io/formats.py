@@ -1,7 +1,7 @@
 """Which format some bytes are in, and unpacking gzip without trusting it.
 
-Magic bytes decide. A declared media type or a file name may confirm them or be silent; when it contradicts them
-the file is refused (415), because then at least one of sender and file is not what it seems.
+Magic bytes decide. A declared media type or a file name may confirm them or be silent; when it contradicts
+them the file is refused (415), because then at least one of sender and file is not what it seems.
 """
 
 from __future__ import annotations
@@ -18,10 +18,16 @@ __all__ = ["FORMATS", "MEDIA_TYPES", "decode_text", "gunzip", "plain_bytes", "sn
 FORMATS = ("fits", "fits.gz", "png", "jpeg", "npy", "csv")
 READABLE = "FITS (.fits, .fits.gz), PNG, JPEG, NumPy .npy or CSV text"
 
-# Formats of one family are interchangeable for a declared type: a .fits.gz sent as application/fits is no lie.
+# Formats of one family are interchangeable for a declared type: a .fits.gz sent as application/fits is no
+# lie.
 _FAMILY = {
-    "fits": "fits", "fits.gz": "fits", "png": "picture", "jpeg": "picture", "npy": "npy", "csv": "text",
-}  # fmt: skip
+    "fits": "fits",
+    "fits.gz": "fits",
+    "png": "picture",
+    "jpeg": "picture",
+    "npy": "npy",
+    "csv": "text",
+}
 
 MEDIA_TYPES: dict[str, str] = {
     "application/fits": "fits",
@@ -39,9 +45,20 @@ MEDIA_TYPES: dict[str, str] = {
 _SILENT = {"", "application/octet-stream", "binary/octet-stream", "application/x-www-form-urlencoded"}
 
 _SUFFIX_FAMILY = {
-    ".fits": "fits", ".fit": "fits", ".fts": "fits", ".gz": "fits", ".png": "picture", ".jpg": "picture",
-    ".jpeg": "picture", ".npy": "npy", ".csv": "text", ".tsv": "text", ".txt": "text", ".dat": "text", ".ecsv": "text",
-}  # fmt: skip
+    ".fits": "fits",
+    ".fit": "fits",
+    ".fts": "fits",
+    ".gz": "fits",
+    ".png": "picture",
+    ".jpg": "picture",
+    ".jpeg": "picture",
+    ".npy": "npy",
+    ".csv": "text",
+    ".tsv": "text",
+    ".txt": "text",
+    ".dat": "text",
+    ".ecsv": "text",
+}
 
 _FOREIGN = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file", "Use `astroclip embed FILE` for Multimodal Universe HDF5."),
@@ -83,9 +100,12 @@ def sniff(data: bytes, media_type: str | None = None, name: str | None = None) -
 def _by_magic(data: bytes) -> str:
     if not data:
         raise refusal(
-            "empty_file", found="an empty body", wanted=READABLE, mend="Check that the file was written and sent whole.",
+            "empty_file",
+            found="an empty body",
+            wanted=READABLE,
+            mend="Check that the file was written and sent whole.",
             kind=MediaTypeError,
-        )  # fmt: skip
+        )
     if data.startswith(b"SIMPLE  ="):
         return "fits"
     if data.startswith(b"\x1f\x8b"):
@@ -149,20 +169,27 @@ def _declared_family(media_type: str | None, name: str | None) -> str | None:
 
 def _describe(fmt: str) -> str:
     return {
-        "fits": "a FITS file", "fits.gz": "gzip data", "png": "a PNG image", "jpeg": "a JPEG image",
-        "npy": "a NumPy array", "csv": "plain text",
-    }[fmt]  # fmt: skip
+        "fits": "a FITS file",
+        "fits.gz": "gzip data",
+        "png": "a PNG image",
+        "jpeg": "a JPEG image",
+        "npy": "a NumPy array",
+        "csv": "plain text",
+    }[fmt]
 
 
 def _signature(family: str) -> str:
     return {
-        "fits": "'SIMPLE  =' (FITS) or gzip's magic bytes", "picture": "the PNG or JPEG magic bytes",
-        "npy": "'\\x93NUMPY'", "text": "readable text",
-    }[family]  # fmt: skip
+        "fits": "'SIMPLE  =' (FITS) or gzip's magic bytes",
+        "picture": "the PNG or JPEG magic bytes",
+        "npy": "'\\x93NUMPY'",
+        "text": "readable text",
+    }[family]
 
 
 def gunzip(data: bytes, limits: ReaderLimits = DEFAULT_LIMITS) -> bytes:
-    """Unpack gzip members, stopping as soon as a limit is passed; never holds more than the limit plus one piece.
+    """Unpack gzip members, stopping as soon as a limit is passed; never holds more than the limit plus one
+    piece.
 
     Raises LimitError (`decompressed_too_large`, `decompression_ratio`), InputError (`damaged_gzip`).
     """
@@ -183,9 +210,11 @@ def gunzip(data: bytes, limits: ReaderLimits = DEFAULT_LIMITS) -> bytes:
             rest = member.unused_data.lstrip(b"\0")
     except zlib.error as error:
         raise refusal(
-            "damaged_gzip", found=f"a gzip stream that does not unpack ({error})", wanted="a complete .fits.gz file",
+            "damaged_gzip",
+            found=f"a gzip stream that does not unpack ({error})",
+            wanted="a complete .fits.gz file",
             mend="Compress or download it again.",
-        ) from error  # fmt: skip
+        ) from error
     return b"".join(pieces)
 
 
@@ -193,14 +222,22 @@ def _check_unpacked(total: int, packed: int, limits: ReaderLimits) -> None:
     mend = "Send the file uncompressed or cut it down."
     if total > limits.max_decompressed_bytes:
         raise over_limit(
-            "decompressed_too_large", what="gzip content", found=total, limit=limits.max_decompressed_bytes,
-            unit="bytes", mend=mend,
-        )  # fmt: skip
+            "decompressed_too_large",
+            what="gzip content",
+            found=total,
+            limit=limits.max_decompressed_bytes,
+            unit="bytes",
+            mend=mend,
+        )
     if total > limits.ratio_free_bytes and total > limits.max_decompression_ratio * packed:
         raise over_limit(
-            "decompression_ratio", what="a gzip compression ratio", found=total / packed,
-            limit=limits.max_decompression_ratio, unit="to 1", mend=mend,
-        )  # fmt: skip
+            "decompression_ratio",
+            what="a gzip compression ratio",
+            found=total / packed,
+            limit=limits.max_decompression_ratio,
+            unit="to 1",
+            mend=mend,
+        )
 
 
 def plain_bytes(
@@ -209,16 +246,23 @@ def plain_bytes(
     """(format, bytes) with the size checked and gzip undone; the format is never "fits.gz"."""
     if len(data) > limits.max_file_bytes:
         raise over_limit(
-            "file_too_large", what="a file", found=len(data), limit=limits.max_file_bytes, unit="bytes",
+            "file_too_large",
+            what="a file",
+            found=len(data),
+            limit=limits.max_file_bytes,
+            unit="bytes",
             mend="Cut the image or split the table; whole catalogues go through `astroclip embed`.",
-        )  # fmt: skip
+        )
     fmt = sniff(data, media_type, name)
     if fmt != "fits.gz":
         return fmt, data
     content = gunzip(data, limits)
     if not content.startswith(b"SIMPLE  ="):
         raise refusal(
-            "media_type_mismatch", found=f"gzip data holding {content[:8]!r}", wanted="a gzip-compressed FITS file",
-            mend="Only FITS is read compressed; send other formats plain.", kind=MediaTypeError,
-        )  # fmt: skip
+            "media_type_mismatch",
+            found=f"gzip data holding {content[:8]!r}",
+            wanted="a gzip-compressed FITS file",
+            mend="Only FITS is read compressed; send other formats plain.",
+            kind=MediaTypeError,
+        )
     return "fits", content

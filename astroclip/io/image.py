@@ -16,11 +16,14 @@ from astroclip.types import Flag, Image, Quality
 __all__ = ["DEFAULT_BANDS", "LEGACY_SCALE_ARCSEC", "RawImage", "assemble_image", "band_name"]
 
 DEFAULT_BANDS = ("g", "r", "z")
-LEGACY_SCALE_ARCSEC = 0.262  # native pixel of the DESI Legacy Imaging Surveys coadds (Dey et al. 2019, AJ 157, 168)
+LEGACY_SCALE_ARCSEC = (
+    0.262  # native pixel of the DESI Legacy Imaging Surveys coadds (Dey et al. 2019, AJ 157, 168)
+)
 MAX_SCALE_ARCSEC = 60.0
 
 _BAND = re.compile(
-    r"^(?:(?:des|decam|ls|bass|mzls|hsc|sdss|ps1|legacysurvey|image|flux|band|filter|sci)[-_. ]*)*([ugrizy])(?:[^a-z0-9].*|)$"
+    r"^(?:(?:des|decam|ls|bass|mzls|hsc|sdss|ps1|legacysurvey|image|flux|band|filter|sci)[-_. ]*)*"
+    r"([ugrizy])(?:[^a-z0-9].*|)$"
 )
 
 
@@ -53,34 +56,47 @@ def check_size(shape: tuple[int, ...], limits: ReaderLimits) -> None:
     planes, height, width = shape
     if height * width > limits.max_image_pixels:
         raise over_limit(
-            "image_too_large", what=f"an image of {width} x {height}, a size", found=height * width,
-            limit=limits.max_image_pixels, unit="pixels", mend="Cut out the galaxy (the models look at 25 arcsec).",
-        )  # fmt: skip
+            "image_too_large",
+            what=f"an image of {width} x {height}, a size",
+            found=height * width,
+            limit=limits.max_image_pixels,
+            unit="pixels",
+            mend="Cut out the galaxy (the models look at 25 arcsec).",
+        )
     if planes > limits.max_image_planes:
         raise over_limit(
-            "too_many_planes", what="an image", found=planes, limit=limits.max_image_planes, unit="planes",
+            "too_many_planes",
+            what="an image",
+            found=planes,
+            limit=limits.max_image_planes,
+            unit="planes",
             mend="Keep the planes of the bands g, r and z.",
-        )  # fmt: skip
+        )
     if min(height, width) < limits.min_image_side:
         raise refusal(
-            "image_too_small", found=f"an image of {width} x {height} pixels",
-            wanted=f"at least {limits.min_image_side} pixels a side (96 at 0.262 arcsec fill the models' field)",
+            "image_too_small",
+            found=f"an image of {width} x {height} pixels",
+            wanted=f"at least {limits.min_image_side} pixels a side (96 at 0.262 arcsec fill the field)",
             mend="Send a larger cutout.",
-        )  # fmt: skip
+        )
 
 
 def assemble_image(raw: RawImage, limits: ReaderLimits = DEFAULT_LIMITS) -> Image:
     """The `Image` of `raw`: float32, non-finite pixels masked and zero, quality measured.
 
-    Raises InputError (`no_finite_pixels`, `constant_image`, `bad_pixel_scale`, `image_too_small`) and LimitError.
+    Raises InputError (`no_finite_pixels`, `constant_image`, `bad_pixel_scale`, `image_too_small`) and
+    LimitError.
     """
     check_size(raw.pixels.shape, limits)
     scale = raw.pixel_scale_arcsec
     if not (np.isfinite(scale) and 0 < scale <= MAX_SCALE_ARCSEC):
         raise refusal(
-            "bad_pixel_scale", found=f"a pixel scale of {scale:g} arcsec", wanted=f"0 to {MAX_SCALE_ARCSEC:g} arcsec",
-            mend="Correct CD or CDELT (degrees), or state `pixel_scale_arcsec`.", field="pixel_scale_arcsec",
-        )  # fmt: skip
+            "bad_pixel_scale",
+            found=f"a pixel scale of {scale:g} arcsec",
+            wanted=f"0 to {MAX_SCALE_ARCSEC:g} arcsec",
+            mend="Correct CD or CDELT (degrees), or state `pixel_scale_arcsec`.",
+            field="pixel_scale_arcsec",
+        )
     with np.errstate(over="ignore", invalid="ignore"):
         pixels = np.array(raw.pixels, dtype=np.float32)
     bad = ~np.isfinite(pixels)
@@ -91,9 +107,16 @@ def assemble_image(raw: RawImage, limits: ReaderLimits = DEFAULT_LIMITS) -> Imag
         _check_plane(pixels[plane], bad[plane], band, raw.bad)
     quality = Quality(masked_fraction=float(bad.mean()), snr=_central_snr(pixels, bad, raw.bands, scale))
     return Image(
-        pixels=pixels, mask=bad, bands=raw.bands, pixel_scale_arcsec=float(scale), calibrated=raw.calibrated,
-        object_id=raw.object_id, ra=raw.ra, dec=raw.dec, quality=quality.with_flags(*raw.flags),
-    )  # fmt: skip
+        pixels=pixels,
+        mask=bad,
+        bands=raw.bands,
+        pixel_scale_arcsec=float(scale),
+        calibrated=raw.calibrated,
+        object_id=raw.object_id,
+        ra=raw.ra,
+        dec=raw.dec,
+        quality=quality.with_flags(*raw.flags),
+    )
 
 
 def _check_plane(pixels: npt.NDArray[Any], bad: npt.NDArray[np.bool_], band: str, masked: Any) -> None:
@@ -101,19 +124,28 @@ def _check_plane(pixels: npt.NDArray[Any], bad: npt.NDArray[np.bool_], band: str
     if bad.all():
         reason = "NaN or infinite" if masked is None else "NaN, infinite or masked"
         raise refusal(
-            "no_finite_pixels", found=f"band {band} with every pixel {reason}", wanted="an image with finite pixels",
-            mend="The position may lie outside the survey in this band.", field=band,
-        )  # fmt: skip
+            "no_finite_pixels",
+            found=f"band {band} with every pixel {reason}",
+            wanted="an image with finite pixels",
+            mend="The position may lie outside the survey in this band.",
+            field=band,
+        )
     good = pixels[~bad]
     if good.min() == good.max():
         raise refusal(
-            "constant_image", found=f"band {band} with the one value {good[0]:g} throughout", wanted="an image of the sky",
-            mend="The position may lie outside the survey, or the export wrote no data.", field=band,
-        )  # fmt: skip
+            "constant_image",
+            found=f"band {band} with the one value {good[0]:g} throughout",
+            wanted="an image of the sky",
+            mend="The position may lie outside the survey, or the export wrote no data.",
+            field=band,
+        )
 
 
-def _central_snr(pixels: npt.NDArray[Any], bad: npt.NDArray[np.bool_], bands: tuple[str, ...], scale: float) -> float | None:
-    """Signal-to-noise of the flux within 3 arcsec of the centre in r (else the middle band), noise from the pixels' scatter."""
+def _central_snr(
+    pixels: npt.NDArray[Any], bad: npt.NDArray[np.bool_], bands: tuple[str, ...], scale: float
+) -> float | None:
+    """Signal-to-noise of the flux within 3 arcsec of the centre in r (else the middle band), noise from the
+    pixels' scatter."""
     plane = bands.index("r") if "r" in bands else len(bands) // 2
     image, good = pixels[plane], ~bad[plane]
     values = image[good]

@@ -1,7 +1,8 @@
-"""NumPy .npy files: an image (3, H, W) or (H, W, 3), or a spectrum of columns. Never pickles, never object arrays.
+"""NumPy .npy files: an image (3, H, W) or (H, W, 3), or a spectrum of columns. Never pickles, never object
+arrays.
 
-The header is checked against the limits and the bytes before an array is made; structured, object, complex and text
-dtypes are refused.
+The header is checked against the limits and the bytes before an array is made; structured, object, complex
+and text dtypes are refused.
 """
 
 from __future__ import annotations
@@ -37,23 +38,29 @@ def load_npy(data: bytes) -> npt.NDArray[Any]:
             shape, fortran, dtype = _HEADERS[npy_format.read_magic(stream)](stream, max_header_size=4096)
     except Exception as error:  # numpy's header parser raises many kinds for damaged text
         raise refusal(
-            "damaged_npy", found=f"a .npy header that does not parse ({str(error)[:100]})", wanted="a file of numpy.save",
+            "damaged_npy",
+            found=f"a .npy header that does not parse ({str(error)[:100]})",
+            wanted="a file of numpy.save",
             mend="Save the array again with numpy.save.",
-        ) from error  # fmt: skip
+        ) from error
     if dtype.hasobject or dtype.kind not in _KINDS or dtype.itemsize > 8:
         raise refusal(
-            "object_array", found=f"an array of dtype {dtype}", wanted="float or integer numbers of at most 8 bytes",
-            mend="Convert with array.astype('f4') and save again; object arrays are pickles and are never read.",
-        )  # fmt: skip
+            "object_array",
+            found=f"an array of dtype {dtype}",
+            wanted="float or integer numbers of at most 8 bytes",
+            mend="Save array.astype('f4') instead; object arrays are pickles and are never read.",
+        )
     count = 1
     for n in shape:
         count *= n  # Python integers: no overflow, whatever the header claims
     start = stream.tell()
     if any(n < 0 for n in shape) or count * dtype.itemsize > len(data) - start:
         raise refusal(
-            "truncated_npy", found=f"shape {shape} of {dtype} but only {len(data) - start:,} bytes", wanted="a complete array",
+            "truncated_npy",
+            found=f"shape {shape} of {dtype} but only {len(data) - start:,} bytes",
+            wanted="a complete array",
             mend="Send the whole file.",
-        )  # fmt: skip
+        )
     flat = np.frombuffer(data, dtype=dtype, count=count, offset=start)
     return flat.reshape(shape, order="F" if fortran else "C")
 
@@ -64,20 +71,27 @@ def is_spectrum_shape(shape: tuple[int, ...]) -> bool:
 
 
 def images_from_npy(data: bytes, options: ImageOptions, limits: ReaderLimits) -> list[Image]:
-    """(3, H, W), (H, W, 3), or (N, ...) of either; floats in nanomaggies per pixel, uint8 a display picture."""
+    """(3, H, W), (H, W, 3), or (N, ...) of either; floats in nanomaggies per pixel, uint8 a display
+    picture."""
     array = load_npy(data)
     if array.ndim == 4 and len(array) > limits.max_targets:
         raise over_limit(
-            "too_many_targets", what="an array", found=len(array), limit=limits.max_targets, unit="images",
+            "too_many_targets",
+            what="an array",
+            found=len(array),
+            limit=limits.max_targets,
+            unit="images",
             mend="Split it.",
-        )  # fmt: skip
+        )
     stack = array if array.ndim == 4 else array[np.newaxis]
     count = len(options.bands or DEFAULT_BANDS)
     if stack.ndim != 4 or 0 in stack.shape or count not in (stack.shape[1], stack.shape[3]):
         raise refusal(
-            "not_an_image", found=f"an array of shape {array.shape}", wanted=f"({count}, H, W) or (H, W, {count})",
+            "not_an_image",
+            found=f"an array of shape {array.shape}",
+            wanted=f"({count}, H, W) or (H, W, {count})",
             mend="Stack the bands g, r, z; name others with the parameter `bands`.",
-        )  # fmt: skip
+        )
     last = stack.shape[3] == count and stack.shape[1] != count
     if stack.dtype == np.uint8:
         return [image_from_colours(a if last else np.moveaxis(a, 0, -1), options, limits) for a in stack]
@@ -101,12 +115,16 @@ def spectrum_from_npy(data: bytes, options: SpectrumOptions, limits: ReaderLimit
     array = load_npy(data)
     if not is_spectrum_shape(array.shape):
         raise refusal(
-            "not_a_spectrum", found=f"an array of shape {array.shape}", wanted="(L, 2), (L, 3) or (L, 4): wave, flux, ivar, mask",
+            "not_a_spectrum",
+            found=f"an array of shape {array.shape}",
+            wanted="(L, 2), (L, 3) or (L, 4): wave, flux, ivar, mask",
             mend="Stack the columns with numpy.column_stack.",
-        )  # fmt: skip
+        )
     columns = array.T if array.shape[0] > array.shape[1] else array
     raw = RawSpectrum(
-        wave=columns[0], flux=columns[1], ivar=columns[2] if len(columns) > 2 else None,
+        wave=columns[0],
+        flux=columns[1],
+        ivar=columns[2] if len(columns) > 2 else None,
         bad=columns[3] if len(columns) > 3 else None,
-    )  # fmt: skip
+    )
     return assemble_spectrum(raw, options, limits)

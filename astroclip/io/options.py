@@ -28,8 +28,9 @@ class SpectrumOptions:
     flux_unit: e.g. "1e-17 erg/s/cm2/A", "erg/s/cm2/A", "W/m2/um", "mJy".
     medium:    what the wavelengths are measured in.
     target:    id, or index from 0, of the one object wanted from a file of several.
-    keep_empty: of a file of several, return targets without any good sample too (all masked, flag `zero_ivar`) instead
-               of leaving them out with a flag on the others; for jobs that must not lose a row.
+    keep_empty: of a file of several, return targets without any good sample too (all masked, flag
+                `zero_ivar`) instead of leaving them out with a flag on the others; for jobs that must not
+                lose a row.
     """
 
     wave_unit: str | None = None

@@ -1,14 +1,15 @@
 """PNG and JPEG display pictures: the Legacy Surveys viewer's stretch undone, approximately.
 
-The viewer draws g, r, z as colours with scales s = (6.0, 3.4, 2.2), m = 0.03, Q = 20 (the formula is in AstroCLIP's ToRGB and
-goes back to Lupton et al. 2004, PASP 116, 133):
+The viewer draws g, r, z as colours with scales s = (6.0, 3.4, 2.2), m = 0.03, Q = 20 (the formula is in
+AstroCLIP's ToRGB and goes back to Lupton et al. 2004, PASP 116, 133):
 
-    v_b = s_b x_b + m,   I = mean_b max(0, v_b),   f = arcsinh(Q I) / sqrt(Q),   colour_b = clip(v_b f / I, 0, 1)
+    v_b = s_b x_b + m,   I = mean_b max(0, v_b),   f = arcsinh(Q I) / sqrt(Q),   colour_b = clip(v_b f / I,
+    0, 1)
 
-with z in red, r in green, g in blue and x in nanomaggies per 0.262" pixel. Where nothing is clipped mean_b colour_b = f, so
-I = sinh(sqrt(Q) f) / Q and x_b = (colour_b I / f - m) / s_b. Eight bits, JPEG and clipping make the result an estimate:
-such images are `calibrated=False`. A resampled picture keeps the surface brightness of 0.262" pixels, so a given pixel
-scale multiplies the fluxes by the ratio of pixel areas.
+with z in red, r in green, g in blue and x in nanomaggies per 0.262" pixel. Where nothing is clipped mean_b
+colour_b = f, so I = sinh(sqrt(Q) f) / Q and x_b = (colour_b I / f - m) / s_b. Eight bits, JPEG and clipping
+make the result an estimate: such images are `calibrated=False`. A resampled picture keeps the surface
+brightness of 0.262" pixels, so a given pixel scale multiplies the fluxes by the ratio of pixel areas.
 """
 
 from __future__ import annotations
@@ -34,26 +35,44 @@ SATURATED = 254  # of 255: the viewer clips here, and JPEG rounds
 
 
 def image_from_picture(data: bytes, options: ImageOptions, limits: ReaderLimits) -> Image:
-    """Decode a PNG or JPEG. Raises InputError (`damaged_picture`, `not_rgb`, ...) and LimitError (`image_too_large`)."""
+    """Decode a PNG or JPEG. Raises InputError (`damaged_picture`, `not_rgb`, ...) and LimitError
+    (`image_too_large`)."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the size check below replaces its bomb warning
+            warnings.simplefilter(
+                "ignore"
+            )  # Pillow warns of odd metadata; the size check below replaces its bomb warning
             with Pillow.open(BytesIO(data), formats=("PNG", "JPEG")) as picture:
                 width, height = picture.size
                 check_size((3, height, width), limits)
                 mode = picture.mode
                 if mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
                     raise refusal(
-                        "not_rgb", found=f"a picture of mode {mode}", wanted="a colour picture (z red, r green, g blue)",
+                        "not_rgb",
+                        found=f"a picture of mode {mode}",
+                        wanted="a colour picture (z red, r green, g blue)",
                         mend="Single bands go as FITS or .npy.",
-                    )  # fmt: skip
+                    )
                 colours = np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, EOFError, Pillow.DecompressionBombError, OverflowError, KeyError, IndexError,
-            TypeError, AttributeError, MemoryError) as error:  # fmt: skip
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        Pillow.DecompressionBombError,
+        OverflowError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        MemoryError,
+    ) as error:
         raise refusal(
-            "damaged_picture", found=f"a PNG or JPEG that does not decode ({str(error)[:100] or type(error).__name__})",
-            wanted="a complete picture", mend="Download or export it again.",
-        ) from error  # fmt: skip
+            "damaged_picture",
+            found=f"a PNG or JPEG that does not decode ({str(error)[:100] or type(error).__name__})",
+            wanted="a complete picture",
+            mend="Download or export it again.",
+        ) from error
     return image_from_colours(colours, options, limits)
 
 
@@ -63,12 +82,17 @@ def image_from_colours(colours: npt.NDArray[np.uint8], options: ImageOptions, li
     scale = options.pixel_scale_arcsec
     if scale is None:
         scale = LEGACY_SCALE_ARCSEC
-        flags.append(Flag("assumed_pixel_scale", f"The picture gives no pixel scale; {scale} arcsec was assumed."))
+        flags.append(
+            Flag("assumed_pixel_scale", f"The picture gives no pixel scale; {scale} arcsec was assumed.")
+        )
     if options.bands is not None and set(options.bands) != set(DEFAULT_BANDS):
         raise refusal(
-            "band_mismatch", found=f"bands {','.join(options.bands)} for a picture", wanted="g, r and z",
-            mend="Leave `bands` out: the viewer's colours are z (red), r (green), g (blue).", field="bands",
-        )  # fmt: skip
+            "band_mismatch",
+            found=f"bands {','.join(options.bands)} for a picture",
+            wanted="g, r and z",
+            mend="Leave `bands` out: the viewer's colours are z (red), r (green), g (blue).",
+            field="bands",
+        )
     saturated = (colours >= SATURATED).any(axis=-1)
     if saturated.any():
         share = 100.0 * float(saturated.mean())

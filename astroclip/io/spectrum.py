@@ -1,7 +1,8 @@
 """From columns as found in some file to a `Spectrum`: units, medium, order, gaps, noise, quality.
 
-Every format ends here, so that the rules are the same for all: non-finite fluxes are masked, non-finite or negative
-wavelengths are refused, disorder and repeats are sorted and merged, and whatever had to be assumed becomes a flag.
+Every format ends here, so that the rules are the same for all: non-finite fluxes are masked, non-finite or
+negative wavelengths are refused, disorder and repeats are sorted and merged, and whatever had to be assumed
+becomes a flag.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ def assemble_spectrum(
 ) -> Spectrum:
     """The `Spectrum` of `raw`: vacuum Angstrom increasing, 1e-17 erg/s/cm2/A, bad samples zero and masked.
 
-    Raises InputError (`length_mismatch`, `spectrum_too_short`, `bad_wavelength`, `no_finite_flux`, `zero_ivar`,
-    `negative_ivar`, `unknown_unit`, ...) and LimitError (`spectrum_too_long`).
+    Raises InputError (`length_mismatch`, `spectrum_too_short`, `bad_wavelength`, `no_finite_flux`,
+    `zero_ivar`, `negative_ivar`, `unknown_unit`, ...) and LimitError (`spectrum_too_long`).
     """
     options = options or SpectrumOptions()
     flags = list(raw.flags)
@@ -74,16 +75,22 @@ def assemble_spectrum(
     bad |= ~np.isfinite(flux)
     if bad.all() and not np.isfinite(flux).any():
         raise refusal(
-            "no_finite_flux", found=f"{flux.size} fluxes, all NaN or infinite", wanted="finite fluxes",
-            mend="Check the export: the flux column is empty.", field="flux",
-        )  # fmt: skip
+            "no_finite_flux",
+            found=f"{flux.size} fluxes, all NaN or infinite",
+            wanted="finite fluxes",
+            mend="Check the export: the flux column is empty.",
+            field="flux",
+        )
     if ivar is not None:
         ivar = ivar / np.square(factor)
         bad |= _bad_ivar(ivar, flags)
     else:
         ivar = estimate_ivar(flux, ~bad)
         flags.append(
-            Flag("ivar_estimated", "The file gives no noise; it was estimated from the scatter between neighbouring pixels.")
+            Flag(
+                "ivar_estimated",
+                "The file gives no noise; it was estimated from the scatter between neighbouring pixels.",
+            )
         )
     flux, ivar = np.where(bad, 0.0, flux), np.where(bad, 0.0, ivar)
     wave, flux, ivar, bad = _increasing(wave, flux, ivar, bad, raw, flags)
@@ -91,21 +98,30 @@ def assemble_spectrum(
     return _finish(wave, flux, ivar, bad, raw, flags)
 
 
-def _columns(raw: RawSpectrum, limits: ReaderLimits) -> tuple[FloatArray, FloatArray, FloatArray | None, npt.NDArray[np.bool_]]:
+def _columns(
+    raw: RawSpectrum, limits: ReaderLimits
+) -> tuple[FloatArray, FloatArray, FloatArray | None, npt.NDArray[np.bool_]]:
     """wave, flux, ivar as float64 and the bad mask, all of one checked length."""
     n = np.size(raw.wave)
     given = {"flux": raw.flux, "ivar": raw.ivar, "error": raw.error, "mask": raw.bad}
     for name, values in given.items():
         if values is not None and np.size(values) != n:
             raise refusal(
-                "length_mismatch", found=f"{n} wavelengths and {np.size(values)} values of {name}",
-                wanted="columns of one length", mend="Write one row for each wavelength.", field=name,
-            )  # fmt: skip
+                "length_mismatch",
+                found=f"{n} wavelengths and {np.size(values)} values of {name}",
+                wanted="columns of one length",
+                mend="Write one row for each wavelength.",
+                field=name,
+            )
     if n > limits.max_spectrum_pixels:
         raise over_limit(
-            "spectrum_too_long", what="a spectrum", found=n, limit=limits.max_spectrum_pixels, unit="samples",
+            "spectrum_too_long",
+            what="a spectrum",
+            found=n,
+            limit=limits.max_spectrum_pixels,
+            unit="samples",
             mend="Rebin it; the models resolve about 2 A.",
-        )  # fmt: skip
+        )
     _check_length(n, limits)
     wave, flux = (np.asarray(a, dtype=np.float64).reshape(n) for a in (raw.wave, raw.flux))
     bad = np.zeros(n, dtype=bool)
@@ -125,9 +141,11 @@ def _columns(raw: RawSpectrum, limits: ReaderLimits) -> tuple[FloatArray, FloatA
 def _check_length(n: int, limits: ReaderLimits, what: str = "samples") -> None:
     if n < limits.min_spectrum_pixels:
         raise refusal(
-            "spectrum_too_short", found=f"a spectrum of {n} {what}", wanted=f"at least {limits.min_spectrum_pixels}",
+            "spectrum_too_short",
+            found=f"a spectrum of {n} {what}",
+            wanted=f"at least {limits.min_spectrum_pixels}",
             mend="Send the whole spectrum, not a cut around one line.",
-        )  # fmt: skip
+        )
 
 
 def _to_vacuum(wave: FloatArray, raw: RawSpectrum, options: SpectrumOptions, flags: list[Flag]) -> FloatArray:
@@ -139,7 +157,9 @@ def _to_vacuum(wave: FloatArray, raw: RawSpectrum, options: SpectrumOptions, fla
     wave = wave_to_angstrom(wave, unit)
     medium = options.medium or raw.medium
     if medium is None:
-        flags.append(Flag("assumed_vacuum", "The file does not say air or vacuum; vacuum wavelengths were assumed."))
+        flags.append(
+            Flag("assumed_vacuum", "The file does not say air or vacuum; vacuum wavelengths were assumed.")
+        )
     elif medium == "air":
         flags.append(Flag("converted_from_air", "Air wavelengths were converted to vacuum."))
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -154,7 +174,8 @@ def _check_wavelengths(wave: FloatArray) -> None:
     first = int(np.argmax(wrong))
     raise refusal(
         "bad_wavelength",
-        found=f"{int(wrong.sum())} of {wave.size} wavelengths NaN, infinite or not positive (first: {wave[first]} at row {first})",
+        found=f"{int(wrong.sum())} of {wave.size} wavelengths NaN, infinite or not positive "
+        f"(first: {wave[first]} at row {first})",
         wanted="positive, finite wavelengths throughout",
         mend="Drop those rows; bad fluxes may stay, marked by ivar = 0 or NaN.",
         field="wave",
@@ -178,19 +199,31 @@ def _bad_ivar(ivar: FloatArray, flags: list[Flag]) -> npt.NDArray[np.bool_]:
     negative = ivar < 0
     if negative.mean() > 0.5:
         raise refusal(
-            "negative_ivar", found=f"{int(negative.sum())} of {ivar.size} inverse variances negative",
-            wanted="ivar >= 0, and 0 where a pixel is bad", mend="Check that the column is not the flux or a logarithm.",
+            "negative_ivar",
+            found=f"{int(negative.sum())} of {ivar.size} inverse variances negative",
+            wanted="ivar >= 0, and 0 where a pixel is bad",
+            mend="Check that the column is not the flux or a logarithm.",
             field="ivar",
-        )  # fmt: skip
+        )
     if negative.any():
-        flags.append(Flag("negative_ivar", f"{int(negative.sum())} negative inverse variances were taken as bad pixels."))
+        flags.append(
+            Flag(
+                "negative_ivar", f"{int(negative.sum())} negative inverse variances were taken as bad pixels."
+            )
+        )
     return ~np.isfinite(ivar) | (ivar <= 0)
 
 
 def _increasing(
-    wave: FloatArray, flux: FloatArray, ivar: FloatArray, bad: npt.NDArray[np.bool_], raw: RawSpectrum, flags: list[Flag]
+    wave: FloatArray,
+    flux: FloatArray,
+    ivar: FloatArray,
+    bad: npt.NDArray[np.bool_],
+    raw: RawSpectrum,
+    flags: list[Flag],
 ) -> tuple[FloatArray, FloatArray, FloatArray, npt.NDArray[np.bool_]]:
-    """Sorted, samples closer than the tolerance merged with ivar weights (sum of w f / sum of w, ivar = sum of w)."""
+    """Sorted, samples closer than the tolerance merged with ivar weights (sum of w f / sum of w, ivar = sum
+    of w)."""
     steps = np.diff(wave)
     if not (steps <= 0).any():
         return wave, flux, ivar, bad
@@ -210,14 +243,20 @@ def _increasing(
         flags.append(
             Flag(
                 "wavelength_sorted_merged",
-                f"The wavelengths were not increasing: they were sorted and {repeated} repeated samples merged by inverse variance.",
+                "The wavelengths were not increasing: they were sorted and "
+                f"{repeated} repeated samples merged by inverse variance.",
             )
         )
     return merged_wave, merged_flux, weight, weight <= 0
 
 
 def _finish(
-    wave: FloatArray, flux: FloatArray, ivar: FloatArray, bad: npt.NDArray[np.bool_], raw: RawSpectrum, flags: list[Flag]
+    wave: FloatArray,
+    flux: FloatArray,
+    ivar: FloatArray,
+    bad: npt.NDArray[np.bool_],
+    raw: RawSpectrum,
+    flags: list[Flag],
 ) -> Spectrum:
     tiny = float(np.finfo(np.float32).tiny)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -228,23 +267,34 @@ def _finish(
         message = "Every sample has zero inverse variance or is masked."
         if not raw.allow_empty:
             raise refusal(
-                "zero_ivar", found=f"{bad.size} samples, all with zero inverse variance or masked",
-                wanted="good samples with ivar > 0", mend="Check the ivar and mask columns, or leave both out.", field="ivar",
-            )  # fmt: skip
+                "zero_ivar",
+                found=f"{bad.size} samples, all with zero inverse variance or masked",
+                wanted="good samples with ivar > 0",
+                mend="Check the ivar and mask columns, or leave both out.",
+                field="ivar",
+            )
         flags.append(Flag("zero_ivar", message))
     snr = None if bad.all() else float(np.median(flux4[~bad] * np.sqrt(ivar4[~bad])))
     quality = Quality(masked_fraction=float(bad.mean()), snr=snr).with_flags(*flags)
     return Spectrum(
-        wave=wave, flux=flux4, ivar=ivar4, mask=bad, object_id=raw.object_id, ra=raw.ra, dec=raw.dec,
-        redshift=raw.redshift, quality=quality,
-    )  # fmt: skip
+        wave=wave,
+        flux=flux4,
+        ivar=ivar4,
+        mask=bad,
+        object_id=raw.object_id,
+        ra=raw.ra,
+        dec=raw.dec,
+        redshift=raw.redshift,
+        quality=quality,
+    )
 
 
 def estimate_ivar(flux: FloatArray, good: npt.NDArray[np.bool_]) -> FloatArray:
-    """Inverse variance from the scatter of `flux` about its neighbours, in blocks of `NOISE_BLOCK` samples, interpolated.
+    """Inverse variance from the scatter of `flux` about its neighbours, in blocks of `NOISE_BLOCK` samples,
+    interpolated.
 
-    DER_SNR (Stoehr et al. 2008, ASP Conf. 394, 505): sigma = 1.482602 / sqrt(6) median |2 f_i - f_(i-2) - f_(i+2)|; lags of
-    two samples are little touched by the correlation that resampling leaves.
+    DER_SNR (Stoehr et al. 2008, ASP Conf. 394, 505): sigma = 1.482602 / sqrt(6) median |2 f_i - f_(i-2) -
+    f_(i+2)|; lags of two samples are little touched by the correlation that resampling leaves.
     """
     index = np.flatnonzero(good)
     if index.size < 8:
@@ -256,6 +306,8 @@ def estimate_ivar(flux: FloatArray, good: npt.NDArray[np.bool_]) -> FloatArray:
     floor = NOISE_FLOOR * float(np.median(np.abs(f)))
     if floor == 0.0:
         floor = NOISE_FLOOR * float(np.abs(f).max()) or 1.0
-    centres = index[2:-2][np.cumsum([0] + [b.size for b in blocks[:-1]]) + np.array([b.size for b in blocks]) // 2]
+    centres = index[2:-2][
+        np.cumsum([0] + [b.size for b in blocks[:-1]]) + np.array([b.size for b in blocks]) // 2
+    ]
     local = np.interp(np.arange(flux.size), centres, np.maximum(sigma, floor))
     return np.where(good, 1.0 / np.square(local), 0.0)

@@ -2,8 +2,8 @@
 
     # wavelength unit: nm, air                     comment lines before or between the rows
     # flux unit: 1e-17 erg/s/cm2/A
-    wave,flux,ivar                                 names as in `astroclip.io.columns`; "wave [nm]" states a unit
-    3600.0,1.23,4.5
+    wave,flux,ivar                                 names as in `astroclip.io.columns`; "wave [nm]" states a
+    unit 3600.0,1.23,4.5
 
 Without a line of names, two to four columns are taken as wave, flux, ivar, mask (flag `assumed_columns`).
 ECSV headers (astropy) are comment lines and their units are read.
@@ -44,31 +44,44 @@ def header_names(data: bytes) -> list[str]:
 
 
 def spectrum_from_text(data: bytes, options: SpectrumOptions, limits: ReaderLimits) -> Spectrum:
-    """Raises InputError (`not_a_spectrum`, `missing_column`, `not_numeric`, ... as `assemble_spectrum`), LimitError."""
+    """Raises InputError (`not_a_spectrum`, `missing_column`, `not_numeric`, ... as `assemble_spectrum`),
+    LimitError."""
     comments, rows = _lines(decode_text(data), limits)
     if not rows:
         raise refusal(
-            "not_a_spectrum", found="text without a single row of data", wanted="columns wave, flux and, optionally, ivar",
+            "not_a_spectrum",
+            found="text without a single row of data",
+            wanted="columns wave, flux and, optionally, ivar",
             mend="Check that the export wrote its rows.",
-        )  # fmt: skip
+        )
     delimiter = _delimiter(rows[0][1])
-    names, units, flags = _names(rows, delimiter)
+    names, own_units, flags = _names(rows, delimiter)
     table = _table(rows, delimiter, len(names))
     columns = dict(zip(names, table.T, strict=True))
     notes = "\n".join(comments)
-    units = _comment_units(comments) | _ecsv_units(comments) | {k: v for k, v in units.items() if v}
+    units = _comment_units(comments) | _ecsv_units(comments) | {k: v for k, v in own_units.items() if v}
     wave, flux = (_column(names, role) for role in ("wave", "flux"))
-    pick = {role: columns[name] for role in ("ivar", "error", "variance", "mask") if (name := role_of(names, role))}
+    pick = {
+        role: columns[name]
+        for role in ("ivar", "error", "variance", "mask")
+        if (name := role_of(names, role))
+    }
     error = pick.get("error")
     if error is None and "variance" in pick:
         with np.errstate(invalid="ignore"):
             error = np.sqrt(pick["variance"])
     medium: Literal["air", "vacuum"] | None = medium_of(wave, units.get(wave)) or medium_of(notes)
     raw = RawSpectrum(
-        wave=columns[wave], flux=columns[flux], ivar=pick.get("ivar"), error=error, bad=pick.get("mask"),
-        wave_unit=units.get(wave) or implied_unit(wave) or units.get("wave"), flux_unit=units.get(flux) or units.get("flux"),
-        medium=medium, flags=flags,
-    )  # fmt: skip
+        wave=columns[wave],
+        flux=columns[flux],
+        ivar=pick.get("ivar"),
+        error=error,
+        bad=pick.get("mask"),
+        wave_unit=units.get(wave) or implied_unit(wave) or units.get("wave"),
+        flux_unit=units.get(flux) or units.get("flux"),
+        medium=medium,
+        flags=flags,
+    )
     return assemble_spectrum(raw, options, limits)
 
 
@@ -79,9 +92,13 @@ def _lines(text: str, limits: ReaderLimits) -> tuple[list[str], list[tuple[int, 
     for number, line in enumerate(text.splitlines(), start=1):
         if len(line) > limits.max_text_line:
             raise over_limit(
-                "line_too_long", what=f"line {number}", found=len(line), limit=limits.max_text_line, unit="characters",
+                "line_too_long",
+                what=f"line {number}",
+                found=len(line),
+                limit=limits.max_text_line,
+                unit="characters",
                 mend="Write one wavelength a line.",
-            )  # fmt: skip
+            )
         stripped = line.strip()
         if stripped.startswith(("#", "%", "//")):
             comments.append(stripped.lstrip("#%/ ").strip())
@@ -89,9 +106,13 @@ def _lines(text: str, limits: ReaderLimits) -> tuple[list[str], list[tuple[int, 
             rows.append((number, stripped))
             if len(rows) > limits.max_spectrum_pixels + 1:
                 raise over_limit(
-                    "spectrum_too_long", what="a table", found=len(rows), limit=limits.max_spectrum_pixels, unit="rows",
+                    "spectrum_too_long",
+                    what="a table",
+                    found=len(rows),
+                    limit=limits.max_spectrum_pixels,
+                    unit="rows",
                     mend="Rebin the spectrum; the models resolve about 2 A.",
-                )  # fmt: skip
+                )
     return comments, rows
 
 
@@ -114,7 +135,9 @@ def _number(cell: str) -> float | None:
         return None
 
 
-def _names(rows: list[tuple[int, str]], delimiter: str | None) -> tuple[list[str], dict[str, str | None], tuple[Flag, ...]]:
+def _names(
+    rows: list[tuple[int, str]], delimiter: str | None
+) -> tuple[list[str], dict[str, str | None], tuple[Flag, ...]]:
     """(names, units, flags) of the columns; takes the line of names off `rows`."""
     cells = _split(rows[0][1], delimiter)
     if _number(cells[0]) is None:
@@ -123,9 +146,12 @@ def _names(rows: list[tuple[int, str]], delimiter: str | None) -> tuple[list[str
         return [n for n, _ in parsed], {n: u for n, u in parsed if n}, ()
     if not 2 <= len(cells) <= 4:
         raise refusal(
-            "missing_column", found=f"{len(cells)} columns without names", wanted="a first line such as wave,flux,ivar",
-            mend="Add the line of names.", field="wave",
-        )  # fmt: skip
+            "missing_column",
+            found=f"{len(cells)} columns without names",
+            wanted="a first line such as wave,flux,ivar",
+            mend="Add the line of names.",
+            field="wave",
+        )
     names = list(_ORDER[: len(cells)])
     return names, {}, (Flag("assumed_columns", f"The table has no names; {', '.join(names)} were assumed."),)
 
@@ -137,16 +163,20 @@ def _table(rows: list[tuple[int, str]], delimiter: str | None, width: int) -> np
         cells = _split(line, delimiter)
         if len(cells) != width:
             raise refusal(
-                "length_mismatch", found=f"{len(cells)} cells in line {number}", wanted=f"{width}, as in the first line",
+                "length_mismatch",
+                found=f"{len(cells)} cells in line {number}",
+                wanted=f"{width}, as in the first line",
                 mend="Check for a cut line or a stray separator.",
-            )  # fmt: skip
+            )
         for j, cell in enumerate(cells):
             value = _number(cell)
             if value is None:
                 raise refusal(
-                    "not_numeric", found=f"{cell[:40]!r} in line {number}, column {j + 1}", wanted="a number",
+                    "not_numeric",
+                    found=f"{cell[:40]!r} in line {number}, column {j + 1}",
+                    wanted="a number",
                     mend="Remove text columns; leave missing values empty or NaN.",
-                )  # fmt: skip
+                )
             table[i, j] = value
     return table
 
@@ -156,9 +186,12 @@ def _column(names: list[str], role: str) -> str:
     if name is None:
         shown = ", ".join(names[:8])
         raise refusal(
-            "missing_column", found=f"columns {shown[:200]}", wanted=f"a column for {role}",
-            mend="Name the columns wave (or wavelength, loglam), flux and ivar (or error).", field=role,
-        )  # fmt: skip
+            "missing_column",
+            found=f"columns {shown[:200]}",
+            wanted=f"a column for {role}",
+            mend="Name the columns wave (or wavelength, loglam), flux and ivar (or error).",
+            field=role,
+        )
     return name
 
 
@@ -166,11 +199,14 @@ def _ecsv_units(comments: list[str]) -> dict[str, str]:
     return {m[1].lower(): m[2] for c in comments if (m := _ECSV.search(c)) and m[2]}
 
 
-_STATED = re.compile(r"^(wave\w*|lambda|flux\w*)\s*[-_ ]?\s*(?:units?)?\s*(?:[:=]|\bin\b)\s*(.+)$", re.IGNORECASE)
+_STATED = re.compile(
+    r"^(wave\w*|lambda|flux\w*)\s*[-_ ]?\s*(?:units?)?\s*(?:[:=]|\bin\b)\s*(.+)$", re.IGNORECASE
+)
 
 
 def _comment_units(comments: list[str]) -> dict[str, str]:
-    """{"wave": unit, "flux": unit} from comments such as "wavelength unit: nm, air" or "flux in erg/s/cm2/A"."""
+    """{"wave": unit, "flux": unit} from comments such as "wavelength unit: nm, air" or "flux in
+    erg/s/cm2/A"."""
     found: dict[str, str] = {}
     for comment in comments:
         match = _STATED.match(comment)
@@ -183,5 +219,3 @@ def _comment_units(comments: list[str]) -> dict[str, str]:
         if value:
             found.setdefault(role, value)
     return found
-
-

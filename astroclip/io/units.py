@@ -21,10 +21,27 @@ LIGHT_ANGSTROM_S = 2.99792458e18
 NANOMAGGY_JY = 3.631e-6  # AB zero point 3631 Jy (Oke & Gunn 1983, ApJ 266, 713)
 
 _WAVE = {
-    "angstrom": 1.0, "angstroms": 1.0, "ang": 1.0, "a": 1.0, "aa": 1.0, "å": 1.0, "0.1nm": 1.0,
-    "nm": 10.0, "nanometer": 10.0, "nanometers": 10.0, "nanometre": 10.0, "nanometres": 10.0,
-    "um": 1e4, "micron": 1e4, "microns": 1e4, "µm": 1e4, "μm": 1e4, "micrometer": 1e4, "m": 1e10, "cm": 1e8,
-}  # fmt: skip
+    "angstrom": 1.0,
+    "angstroms": 1.0,
+    "ang": 1.0,
+    "a": 1.0,
+    "aa": 1.0,
+    "å": 1.0,
+    "0.1nm": 1.0,
+    "nm": 10.0,
+    "nanometer": 10.0,
+    "nanometers": 10.0,
+    "nanometre": 10.0,
+    "nanometres": 10.0,
+    "um": 1e4,
+    "micron": 1e4,
+    "microns": 1e4,
+    "µm": 1e4,
+    "μm": 1e4,
+    "micrometer": 1e4,
+    "m": 1e10,
+    "cm": 1e8,
+}
 _LOG = re.compile(r"^(?:log(?:10)?|dex)\W*(?:lambda|wave|wavelength|angstroms?|ang|a|aa)?\W*$")
 _NO_UNIT = {"", "none", "-", "unknown", "n/a"}
 
@@ -37,9 +54,12 @@ def wave_to_angstrom(wave: FloatArray, unit: str) -> FloatArray:
             return np.power(10.0, wave)
     if key not in _WAVE:
         raise refusal(
-            "unknown_unit", found=f"the wavelength unit {unit!r}", wanted="Angstrom, nm, um, m or log10(Angstrom)",
-            mend="Convert the column, or state its unit with `wave_unit`.", field="wave_unit",
-        )  # fmt: skip
+            "unknown_unit",
+            found=f"the wavelength unit {unit!r}",
+            wanted="Angstrom, nm, um, m or log10(Angstrom)",
+            mend="Convert the column, or state its unit with `wave_unit`.",
+            field="wave_unit",
+        )
     return wave * _WAVE[key]
 
 
@@ -94,25 +114,50 @@ def flux_to_flam(flux: FloatArray, wave: FloatArray, unit: str) -> FloatArray:
         return scale * per_hertz[tokens] * LIGHT_ANGSTROM_S / np.square(wave) / 1e-17
     if tokens & {"count", "counts", "adu", "electron", "electrons", "dn", "photon", "photons", "ct"}:
         raise refusal(
-            "uncalibrated_flux", found=f"the flux unit {unit!r}", wanted="a flux density such as 1e-17 erg/s/cm2/A",
-            mend="Flux-calibrate the spectrum, or state `flux_unit` when the header is wrong.", field="flux_unit",
-        )  # fmt: skip
+            "uncalibrated_flux",
+            found=f"the flux unit {unit!r}",
+            wanted="a flux density such as 1e-17 erg/s/cm2/A",
+            mend="Flux-calibrate the spectrum, or state `flux_unit` when the header is wrong.",
+            field="flux_unit",
+        )
     raise _unknown_flux_unit(unit)
 
 
 def _unknown_flux_unit(unit: str) -> InputError:
     return refusal(
-        "unknown_unit", found=f"the flux unit {unit!r}", wanted="erg/s/cm2/A (with any power of ten), W/m2/um, or Jy",
-        mend="Convert the column, or state its unit with `flux_unit`.", field="flux_unit",
-    )  # fmt: skip
+        "unknown_unit",
+        found=f"the flux unit {unit!r}",
+        wanted="erg/s/cm2/A (with any power of ten), W/m2/um, or Jy",
+        mend="Convert the column, or state its unit with `flux_unit`.",
+        field="flux_unit",
+    )
 
 
-_NUMERAL = re.compile(r"^\W*?(\d+(?:\.\d+)?)(?:\s*(?:\*\*|\^)\s*\(?\s*([+-]?\d+)\s*\)?|[e]([+-]?\d+)|([+-]\d+))?(?![\d.])")
+_NUMERAL = re.compile(
+    r"^\W*?(\d+(?:\.\d+)?)(?:\s*(?:\*\*|\^)\s*\(?\s*([+-]?\d+)\s*\)?|[e]([+-]?\d+)|([+-]\d+))?(?![\d.])"
+)
 _ALIASES = {
-    "ang": "a", "angstrom": "a", "angstroms": "a", "aa": "a", "å": "a", "sec": "s", "second": "s", "seconds": "s",
-    "ergs": "erg", "cm2": "cm", "micron": "um", "microns": "um", "µm": "um", "μm": "um", "watt": "w", "hertz": "hz",
-    "nanomaggy": "nmgy", "nanomaggies": "nmgy", "µjy": "ujy", "microjy": "ujy",
-}  # fmt: skip
+    "ang": "a",
+    "angstrom": "a",
+    "angstroms": "a",
+    "aa": "a",
+    "å": "a",
+    "sec": "s",
+    "second": "s",
+    "seconds": "s",
+    "ergs": "erg",
+    "cm2": "cm",
+    "micron": "um",
+    "microns": "um",
+    "µm": "um",
+    "μm": "um",
+    "watt": "w",
+    "hertz": "hz",
+    "nanomaggy": "nmgy",
+    "nanomaggies": "nmgy",
+    "µjy": "ujy",
+    "microjy": "ujy",
+}
 
 
 def _parse_flux_unit(unit: str) -> tuple[float, frozenset[str]]:
@@ -140,8 +185,8 @@ def is_silent(unit: str | None) -> bool:
 def air_to_vacuum(wave: FloatArray) -> FloatArray:
     """Vacuum wavelengths of air wavelengths (both Angstrom), unchanged below 2,000 A.
 
-    Ciddor (1996, Appl. Opt. 35, 1566) dispersion in the form of Morton (2000, ApJS 130, 403, eq. 8), which gives vacuum to
-    air; the inverse is iterated three times (converges to below 1e-9 relative).
+    Ciddor (1996, Appl. Opt. 35, 1566) dispersion in the form of Morton (2000, ApJS 130, 403, eq. 8), which
+    gives vacuum to air; the inverse is iterated three times (converges to below 1e-9 relative).
     """
     vacuum = wave.copy()
     for _ in range(3):
@@ -156,7 +201,8 @@ def refractive_index(vacuum: FloatArray) -> FloatArray:
 
 
 def image_factor(unit: str | None, zero_point: float | None) -> float | None:
-    """Factor from `unit` (BUNIT) to nanomaggies, or None where the unit says nothing; `zero_point` in AB mag of one count.
+    """Factor from `unit` (BUNIT) to nanomaggies, or None where the unit says nothing; `zero_point` in AB
+    mag of one count.
 
     Raises InputError (`unknown_unit`).
     """
@@ -171,12 +217,27 @@ def image_factor(unit: str | None, zero_point: float | None) -> float | None:
     base = re.sub(r"\s*/\s*pix(el)?$", "", key)
     if base in scales:
         return scales[base] / NANOMAGGY_JY
-    if base in ("", "adu", "counts", "count", "electron", "electrons", "e-", "adu/s", "counts/s", "e-/s", "dn"):
+    if base in (
+        "",
+        "adu",
+        "counts",
+        "count",
+        "electron",
+        "electrons",
+        "e-",
+        "adu/s",
+        "counts/s",
+        "e-/s",
+        "dn",
+    ):
         if zero_point is not None:
             return float(10.0 ** ((22.5 - zero_point) / 2.5))
         if is_silent(key):
             return None
     raise refusal(
-        "unknown_unit", found=f"the pixel unit {unit!r}", wanted="nanomaggies (AB 22.5), Jy per pixel, or MAGZERO",
-        mend="Convert the pixels to nanomaggies and set BUNIT = 'nanomaggy'.", field="BUNIT",
-    )  # fmt: skip
+        "unknown_unit",
+        found=f"the pixel unit {unit!r}",
+        wanted="nanomaggies (AB 22.5), Jy per pixel, or MAGZERO",
+        mend="Convert the pixels to nanomaggies and set BUNIT = 'nanomaggy'.",
+        field="BUNIT",
+    )
