@@ -44,7 +44,7 @@ def unit(vectors: Array) -> npt.NDArray[np.float32]:
 
 
 def standardise(table: Array, *others: Array) -> tuple[npt.NDArray[np.float32], ...]:
-    """`table` and `others` less the table's mean, over its deviation, per feature (sklearn's StandardScaler)."""
+    """`table` and `others` less the table's mean, over its deviation, per feature (StandardScaler)."""
     table = np.asarray(table, np.float64)
     mean, spread = table.mean(axis=0), table.std(axis=0)
     spread = np.where(spread > 0, spread, 1.0)

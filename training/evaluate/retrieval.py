@@ -56,7 +56,7 @@ def retrieval(
     n_bootstrap: int = 500,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """recall@1/5/10, median rank both ways: {"image->spectrum": {"recall@1": {"value", "lo", "hi"}, ..}, ..}."""
+    """recall@1/5/10, median rank both ways: {"image->spectrum": {"recall@1": {"value", "lo", "hi"}, ..}}."""
     out: dict[str, dict[str, Any]] = {}
     for name, (queries, candidates) in {
         "image->spectrum": (image, spectrum),
