@@ -317,7 +317,7 @@ def _factor(header: Header, scale: float, flags: list[Flag]) -> float:
         flags.append(
             Flag(
                 "resampled_cutout",
-                f"A viewer cutout at {scale:.3f} arcsec keeps the values of {LEGACY_SCALE_ARCSEC} arcsec pixels; "
+                f"A viewer cutout at {scale:.3f} arcsec keeps the values of {LEGACY_SCALE_ARCSEC} arcsec; "
                 "it was converted to flux per pixel.",
             )
         )

@@ -1,4 +1,4 @@
-"""From planes as found in some file to an `Image`: bands, scale, bad pixels, quality."""
+"""From planes as found in some file to an `Image`: bands, scale, bad pixels."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def check_size(shape: tuple[int, ...], limits: ReaderLimits) -> None:
 
 
 def assemble_image(raw: RawImage, limits: ReaderLimits = DEFAULT_LIMITS) -> Image:
-    """The `Image` of `raw`: float32, non-finite pixels masked and zero, quality measured.
+    """The `Image` of `raw`: float32, non-finite pixels masked and zero.
 
     Raises InputError (`no_finite_pixels`, `constant_image`, `bad_pixel_scale`, `image_too_small`) and
     LimitError.
@@ -105,7 +105,7 @@ def assemble_image(raw: RawImage, limits: ReaderLimits = DEFAULT_LIMITS) -> Imag
     pixels[bad] = 0.0
     for plane, band in enumerate(raw.bands):
         _check_plane(pixels[plane], bad[plane], band, raw.bad)
-    quality = Quality(masked_fraction=float(bad.mean()), snr=_central_snr(pixels, bad, raw.bands, scale))
+    quality = Quality(masked_fraction=float(bad.mean()))
     return Image(
         pixels=pixels,
         mask=bad,
@@ -139,23 +139,3 @@ def _check_plane(pixels: npt.NDArray[Any], bad: npt.NDArray[np.bool_], band: str
             mend="The position may lie outside the survey, or the export wrote no data.",
             field=band,
         )
-
-
-def _central_snr(
-    pixels: npt.NDArray[Any], bad: npt.NDArray[np.bool_], bands: tuple[str, ...], scale: float
-) -> float | None:
-    """Signal-to-noise of the flux within 3 arcsec of the centre in r (else the middle band), noise from the
-    pixels' scatter."""
-    plane = bands.index("r") if "r" in bands else len(bands) // 2
-    image, good = pixels[plane], ~bad[plane]
-    values = image[good]
-    sky = float(np.median(values))
-    faint = values[values <= sky]  # the lower half is free of sources
-    sigma = 1.4826 * float(np.median(sky - faint)) if faint.size else 0.0
-    if sigma <= 0:
-        return None
-    height, width = image.shape
-    y, x = np.ogrid[:height, :width]
-    inside = (np.hypot(y - (height - 1) / 2, x - (width - 1) / 2) * scale <= 3.0) & good
-    count = int(inside.sum())
-    return float((image[inside] - sky).sum() / (sigma * np.sqrt(count))) if count else None

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
-from astroclip.errors import AstroClipError, InputError, LimitError
+from astroclip.errors import InputError, LimitError
 
 __all__ = ["over_limit", "refusal"]
-
-E = TypeVar("E", bound=AstroClipError)
 
 
 def refusal(
@@ -18,8 +14,8 @@ def refusal(
     wanted: str,
     mend: str,
     field: str | None = None,
-    kind: type[E] = InputError,  # type: ignore[assignment]
-) -> E:
+    kind: type[InputError] = InputError,
+) -> InputError:
     """An error of class `kind` with the house's three-part message; the caller raises it."""
     return kind(f"Found {found}; wanted {wanted}. {mend}", code=code, field=field)
 

@@ -56,24 +56,21 @@ def spectrum_from_text(data: bytes, options: SpectrumOptions, limits: ReaderLimi
         )
     delimiter = _delimiter(rows[0][1])
     names, own_units, flags = _names(rows, delimiter)
-    table = _table(rows, delimiter, len(names))
-    columns = dict(zip(names, table.T, strict=True))
-    notes = "\n".join(comments)
-    units = _comment_units(comments) | _ecsv_units(comments) | {k: v for k, v in own_units.items() if v}
     wave, flux = (_column(names, role) for role in ("wave", "flux"))
-    pick = {
-        role: columns[name]
-        for role in ("ivar", "error", "variance", "mask")
-        if (name := role_of(names, role))
-    }
+    roles = {"wave": wave, "flux": flux}
+    roles |= {role: name for role in ("ivar", "error", "variance", "mask") if (name := role_of(names, role))}
+    pick = _numbers(rows, delimiter, names, roles)
     error = pick.get("error")
     if error is None and "variance" in pick:
         with np.errstate(invalid="ignore"):
             error = np.sqrt(pick["variance"])
-    medium: Literal["air", "vacuum"] | None = medium_of(wave, units.get(wave)) or medium_of(notes)
+    units = _comment_units(comments) | _ecsv_units(comments) | {k: v for k, v in own_units.items() if v}
+    medium: Literal["air", "vacuum"] | None = medium_of(wave, units.get(wave)) or medium_of(
+        "\n".join(comments)
+    )
     raw = RawSpectrum(
-        wave=columns[wave],
-        flux=columns[flux],
+        wave=pick["wave"],
+        flux=pick["flux"],
         ivar=pick.get("ivar"),
         error=error,
         bad=pick.get("mask"),
@@ -156,29 +153,33 @@ def _names(
     return names, {}, (Flag("assumed_columns", f"The table has no names; {', '.join(names)} were assumed."),)
 
 
-def _table(rows: list[tuple[int, str]], delimiter: str | None, width: int) -> npt.NDArray[np.float64]:
-    """(rows, columns) of numbers; missing cells are NaN."""
-    table = np.full((len(rows), width), np.nan)
+def _numbers(
+    rows: list[tuple[int, str]], delimiter: str | None, names: list[str], roles: dict[str, str]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """The columns that play a role, as numbers; missing cells are NaN, other columns are not looked at."""
+    places = {role: names.index(name) for role, name in roles.items()}
+    columns = {role: np.full(len(rows), np.nan) for role in places}
     for i, (number, line) in enumerate(rows):
         cells = _split(line, delimiter)
-        if len(cells) != width:
+        if len(cells) != len(names):
             raise refusal(
                 "length_mismatch",
                 found=f"{len(cells)} cells in line {number}",
-                wanted=f"{width}, as in the first line",
+                wanted=f"{len(names)}, as in the first line",
                 mend="Check for a cut line or a stray separator.",
             )
-        for j, cell in enumerate(cells):
-            value = _number(cell)
+        for role, place in places.items():
+            value = _number(cells[place])
             if value is None:
                 raise refusal(
                     "not_numeric",
-                    found=f"{cell[:40]!r} in line {number}, column {j + 1}",
+                    found=f"{cells[place][:40]!r} in line {number}, column {names[place]}",
                     wanted="a number",
-                    mend="Remove text columns; leave missing values empty or NaN.",
+                    mend="Leave missing values empty or NaN.",
+                    field=role,
                 )
-            table[i, j] = value
-    return table
+            columns[role][i] = value
+    return columns
 
 
 def _column(names: list[str], role: str) -> str:
