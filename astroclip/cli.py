@@ -1,0 +1,105 @@
+"""The `astroclip` command: finds the sub-commands of every package and turns errors into messages.
+
+Packages own their commands. Each names a function ``register(app: typer.Typer) -> None`` under the entry
+point group ``astroclip.commands`` (pyproject.toml); the library itself imports nothing above it. Modules
+that register commands import torch and faiss inside the commands, so that ``astroclip --help`` is quick.
+
+Exit codes: 0 done; 1 the command failed, or a package it needs is not installed; 2 wrong usage or an input
+that cannot be used (`AstroClipError`); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from typing import Annotated
+
+import typer
+
+from astroclip import __version__
+from astroclip.errors import AstroClipError
+
+__all__ = ["COMMAND_GROUP", "EXTRA_OF_MODULE", "build_app", "main"]
+
+COMMAND_GROUP = "astroclip.commands"
+
+# Importable module -> the extra of pyproject.toml that installs it.
+EXTRA_OF_MODULE = {
+    "bagpipes": "simulate",
+    "faiss": "cpu",
+    "galsim": "simulate",
+    "kcorrect": "dev",
+    "lightning": "train",
+    "sklearn": "train",
+    "speclite": "simulate",
+    "umap": "map",
+}
+
+# Packages that a checkout has and the wheel has not.
+CHECKOUT_ONLY = ("index", "service", "training")
+
+
+def build_app() -> typer.Typer:
+    """Return the whole command line as one typer app, every group that can be imported registered."""
+    app = typer.Typer(
+        name="astroclip",
+        help="Galaxy images and optical spectra in one embedding space: embed, search, estimate.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,  # `main` prints what a user can act on; the rest is a bug with a traceback
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def _root(
+        version: Annotated[
+            bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+        ] = False,
+    ) -> None:
+        pass
+
+    for point in sorted(entry_points(group=COMMAND_GROUP), key=lambda point: point.name):
+        _register(point, app)
+    return app
+
+
+def main() -> None:
+    """Run the command line; console script ``astroclip``."""
+    try:
+        build_app()(prog_name="astroclip")
+    except AstroClipError as error:
+        where = f" [{error.field}]" if error.field else ""
+        print(f"astroclip: {error.code}{where}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        print(f"astroclip: {_explain_missing(error.name or '')}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"astroclip {__version__}")
+        raise typer.Exit()
+
+
+def _register(point: EntryPoint, app: typer.Typer) -> None:
+    """Add one group's commands; a group that cannot be imported costs its own commands and no others."""
+    try:
+        register = point.load()
+    except ModuleNotFoundError as error:
+        name = error.name or ""
+        if not f"{point.module}.".startswith(f"{name}."):  # the group itself is absent from a wheel: no remark
+            print(f"astroclip: no '{point.name}' commands: {_explain_missing(name)}", file=sys.stderr)
+        return
+    register(app)
+
+
+def _explain_missing(name: str) -> str:
+    """Say which package is missing and what installs it."""
+    module = name.partition(".")[0]
+    if module in EXTRA_OF_MODULE:
+        mend = f"pip install 'astroclip[{EXTRA_OF_MODULE[module]}]'"
+    elif module in CHECKOUT_ONLY:
+        mend = "it is part of a checkout, not of the wheel: pip install -e . in a clone"
+    else:
+        mend = "pip install -e . in a clone, or pip install --upgrade astroclip"
+    return f"the package '{module}' is not installed; {mend}"
