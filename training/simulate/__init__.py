@@ -1,0 +1,1 @@
+"""Simulated survey: physical galaxies with known properties, as images and spectra in Multimodal Universe layout."""

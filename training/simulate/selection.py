@@ -1,0 +1,114 @@
+"""Target selections: which galaxies a survey would have observed, from noisy photometry.
+
+South cuts of the DESI main survey in extinction-free magnitudes: BGS (Hahn et al. 2023, section 3), LRG (Zhou et al. 2023,
+eqs. 1-5, with W1), ELG (Raichoor et al. 2023, table 2, LOP and VLO), and the SDSS main sample (Strauss et al. 2002)
+with the LRG extension (Eisenstein et al. 2001) for the realism check.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from training.simulate.photometry import ab_magnitude
+
+__all__ = ["TARGET_CLASSES", "Proposal", "fiber_fraction", "noisy", "select"]
+
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Where candidates of a class are drawn: redshift range, lowest log mass, star-forming only, and the r limit (AB)
+    with the lightest mass-to-light that could pass it (log Msun at absolute r = 0), None where the cuts are in colour."""
+
+    z_min: float
+    z_max: float
+    log_mass_min: float
+    log_mass_max: float = 12.2
+    star_forming_only: bool = False
+    r_limit: float | None = None
+
+
+TARGET_CLASSES: dict[str, Proposal] = {
+    "BGS": Proposal(0.008, 0.65, 7.0, r_limit=20.3),
+    "LRG": Proposal(0.25, 1.25, 10.5),
+    "ELG": Proposal(0.45, 1.50, 8.8, 11.6, star_forming_only=True),
+    "SDSS": Proposal(0.008, 0.60, 7.0, r_limit=18.0),
+    "SDSS-LRG": Proposal(0.12, 0.62, 10.6, r_limit=19.6),
+}
+
+# 5-sigma point-source depths (Dey et al. 2019, table 4; WISE: Meisner et al. 2019) turned into the flux error of a galaxy,
+# 1.5 times a point source's.
+_DEPTH = {"g": 24.65, "r": 23.61, "z": 22.84, "W1": 21.5}
+
+
+def noisy(flux: FloatArray, band: str, rng: np.random.Generator) -> FloatArray:
+    """Flux (nanomaggies) with the noise of the imaging."""
+    sigma = 1.5 * 10 ** (0.4 * (22.5 - _DEPTH[band])) / 5.0
+    return flux + sigma * rng.standard_normal(flux.shape)
+
+
+def fiber_fraction(radius_arcsec: FloatArray, axis_ratio: FloatArray, diameter_arcsec: float = 1.5) -> FloatArray:
+    """Share of an exponential galaxy's light in a fibre under 1 arcsec seeing (half-light radii added in quadrature)."""
+    effective = np.sqrt(radius_arcsec**2 * axis_ratio + 0.6**2)
+    x = 1.678 * 0.5 * diameter_arcsec / effective
+    return np.asarray(1.0 - (1.0 + x) * np.exp(-x))
+
+
+def select(
+    target_class: str,
+    flux: dict[str, FloatArray],
+    fraction: FloatArray,
+    rng: np.random.Generator,
+) -> BoolArray:
+    """True for the candidates the class would target.
+
+    flux: true total nanomaggies by band (g, r, z and W1 where used; SDSS classes: u, g, r, i, z of SDSS); fraction: light
+    in the fibre.
+    """
+    if target_class.startswith("SDSS"):
+        return _sdss(target_class, flux)
+    observed = {band: noisy(value, band, rng) for band, value in flux.items()}
+    mag = {band: ab_magnitude(value) for band, value in observed.items()}
+    fiber = {band: ab_magnitude(value * fraction) for band, value in observed.items()}
+    return {"BGS": _bgs, "LRG": _lrg, "ELG": _elg}[target_class](mag, fiber, rng)
+
+
+def _bgs(mag: dict[str, FloatArray], fiber: dict[str, FloatArray], rng: np.random.Generator) -> BoolArray:
+    """Bright: r < 19.5; faint: 19.5 <= r < 20.175 with a fibre magnitude limit that depends on colour; the faint half is
+    observed less often, kept here with probability 0.5. Fibre cut of the bright sample as in Hahn et al. (2023, eq. 7)."""
+    r, fib = mag["r"], fiber["r"]
+    colour = (mag["z"] - mag["W1"]) - 1.2 * (mag["g"] - mag["r"]) + 1.2
+    bright = (r < 19.5) & (fib < np.where(r < 17.8, 22.9, 22.9 - 0.0))
+    faint = (r >= 19.5) & (r < 20.175) & ((fib < 20.75) | ((fib < 21.5) & (colour >= 0.0)))
+    sane = (mag["g"] - r > -1.0) & (mag["g"] - r < 4.0) & (r - mag["z"] > -1.0) & (r - mag["z"] < 4.0)
+    return np.asarray(sane & (r > 12.0) & (bright | (faint & (rng.random(r.shape) < 0.5))))
+
+
+def _lrg(mag: dict[str, FloatArray], fiber: dict[str, FloatArray], rng: np.random.Generator) -> BoolArray:
+    g, r, z, w1 = mag["g"], mag["r"], mag["z"], mag["W1"]
+    non_stellar = z - w1 > 0.8 * (r - z) - 0.6
+    low_z = (g - w1 > 2.9) | (r - w1 > 1.8)
+    sliding = ((r - w1 > 1.8 * (w1 - 17.14)) & (r - w1 > w1 - 16.33)) | (r - w1 > 3.3)
+    return np.asarray((fiber["z"] < 21.60) & non_stellar & low_z & sliding)
+
+
+def _elg(mag: dict[str, FloatArray], fiber: dict[str, FloatArray], rng: np.random.Generator) -> BoolArray:
+    g_r, r_z = mag["g"] - mag["r"], mag["r"] - mag["z"]
+    common = (mag["g"] > 20.0) & (fiber["g"] < 24.1) & (r_z > 0.15) & (g_r < 0.5 * r_z + 0.1)
+    return np.asarray(common & (g_r < -1.2 * r_z + 1.6))  # LOP: < 1.3; VLO: up to 1.6
+
+
+def _sdss(target_class: str, flux: dict[str, FloatArray]) -> BoolArray:
+    g, r, i = (ab_magnitude(flux[band]) for band in ("g", "r", "i"))
+    if target_class == "SDSS":
+        return np.asarray((r < 17.77) & (r > 12.0))
+    parallel = 0.7 * (g - r) + 1.2 * ((r - i) - 0.18)
+    across = (r - i) - (g - r) / 4.0 - 0.18
+    cut_one = (r < 13.1 + parallel / 0.3) & (r < 19.2) & (np.abs(across) < 0.2)
+    cut_two = (r < 19.5) & (across > 0.45 - (g - r) / 6.0) & (g - r > 1.30 + 0.25 * (r - i))
+    return np.asarray(cut_one | cut_two)
