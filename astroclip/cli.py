@@ -45,14 +45,15 @@ def build_app() -> typer.Typer:
         name="astroclip",
         help="Galaxy images and optical spectra in one embedding space: embed, search, estimate.",
         no_args_is_help=True,
-        pretty_exceptions_enable=False,  # `main` prints what a user can act on; the rest is a bug with a traceback
+        pretty_exceptions_enable=False,  # `main` explains what a user can mend; the rest is a bug
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
     @app.callback()
     def _root(
         version: Annotated[
-            bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+            bool,
+            typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
         ] = False,
     ) -> None:
         pass
@@ -87,7 +88,8 @@ def _register(point: EntryPoint, app: typer.Typer) -> None:
         register = point.load()
     except ModuleNotFoundError as error:
         name = error.name or ""
-        if not f"{point.module}.".startswith(f"{name}."):  # the group itself is absent from a wheel: no remark
+        # No remark where the group itself is absent, as in a wheel.
+        if not f"{point.module}.".startswith(f"{name}."):
             print(f"astroclip: no '{point.name}' commands: {_explain_missing(name)}", file=sys.stderr)
         return
     register(app)
