@@ -1,1 +1,27 @@
-"""Placeholder docstring."""
+"""The survey index: catalogue, search across modalities, estimates from neighbours, and how far to trust them.
+
+    index = SurveyIndex.open("my-index")
+    hits, report = index.search(vectors, target="spectrum", k=16, query_modality="image")
+    estimates = estimate(index, hits[0])
+"""
+
+from index.build import BuildOptions, append_index, build_index
+from index.regress import Estimate, Regression, estimate, knn_regress
+from index.store import Hits, SearchReport, SurveyIndex
+from index.trust import Trust, assess, ood_p
+
+__all__ = [
+    "BuildOptions",
+    "Estimate",
+    "Hits",
+    "Regression",
+    "SearchReport",
+    "SurveyIndex",
+    "Trust",
+    "append_index",
+    "assess",
+    "build_index",
+    "estimate",
+    "knn_regress",
+    "ood_p",
+]

@@ -1,0 +1,1 @@
+"""Search backends: one Protocol, several ways to find the nearest vectors of one table."""

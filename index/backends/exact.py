@@ -1,0 +1,61 @@
+"""Exact search: matrix products over chunks of the table, keeping the best k; honours any mask.
+
+Rate: one float32 product a chunk, 1e6 x 128 in about 0.1 s a query on one core, much less each in a batch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from index.backends.base import Mask, Slots, Vectors
+from index.vectors import VectorTable
+
+__all__ = ["ExactBackend"]
+
+_CHUNK = 32_768  # vectors a product: 16 MB of float32 at D = 128, and scores of 256 queries stay at 32 MB
+_QUERIES = 256
+
+
+class ExactBackend:
+    """Brute force over one table."""
+
+    name = "exact"
+    filters = True
+
+    def __init__(self, table: VectorTable) -> None:
+        self._table = table
+
+    def search(self, queries: Vectors, k: int, mask: Mask | None = None) -> Slots:
+        """See `Backend.search`."""
+        survivors = len(self._table) if mask is None else int(np.count_nonzero(mask))
+        k = min(k, survivors)
+        out = np.full((len(queries), k), -1, np.int64)
+        if k:
+            for start in range(0, len(queries), _QUERIES):
+                out[start : start + _QUERIES] = self._best(queries[start : start + _QUERIES], k, mask)
+        return out
+
+    def _best(self, queries: Vectors, k: int, mask: Mask | None) -> Slots:
+        best_scores = np.empty((len(queries), 0), np.float32)
+        best_slots = np.empty((len(queries), 0), np.int64)
+        for start in range(0, len(self._table), _CHUNK):
+            stop = min(start + _CHUNK, len(self._table))
+            allowed = None if mask is None else np.flatnonzero(mask[start:stop]) + start
+            if allowed is not None and not len(allowed):
+                continue
+            if allowed is None or len(allowed) == stop - start:
+                slots, block = np.arange(start, stop), self._table.block(start, stop)
+            else:
+                slots, block = allowed, self._table.take(allowed)
+            scores, slots = _top(queries @ block.T, np.broadcast_to(slots, (len(queries), len(slots))), k)
+            best_scores, best_slots = _top(
+                np.concatenate([best_scores, scores], axis=1), np.concatenate([best_slots, slots], axis=1), k
+            )
+        return best_slots
+
+
+def _top(scores: Vectors, slots: Slots, k: int) -> tuple[Vectors, Slots]:
+    if scores.shape[1] <= k:
+        return scores, slots
+    keep = np.argpartition(scores, scores.shape[1] - k, axis=1)[:, -k:]
+    return np.take_along_axis(scores, keep, axis=1), np.take_along_axis(slots, keep, axis=1)
