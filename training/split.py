@@ -30,10 +30,7 @@ class Split:
 
     def names(self) -> dict[str, list[str]]:
         """`train`, `val`, `test` as folder/file names, for a report that another machine can compare."""
-        return {
-            part: ["/".join(path.parts[-2:]) for path in getattr(self, part)]
-            for part in ("train", "val", "test")
-        }
+        return {part: ["/".join(path.parts[-2:]) for path in getattr(self, part)] for part in ("train", "val", "test")}
 
 
 def shard_number(path: str | Path) -> int:
@@ -47,9 +44,7 @@ def shard_number(path: str | Path) -> int:
     return int(found.group(1))
 
 
-def split_shards(
-    paths: Iterable[str | Path], val_fraction: float = 0.05, test_fraction: float = 0.1
-) -> Split:
+def split_shards(paths: Iterable[str | Path], val_fraction: float = 0.05, test_fraction: float = 0.1) -> Split:
     """Split shards in the order of a hash of their number: the last are test, those before validation.
 
     Counts are rounded to the nearest shard; a part whose fraction is above 0 gets at least one shard, and so
@@ -67,9 +62,7 @@ def split_shards(
     n_val = _count(len(shards), val_fraction)
     n_test = min(_count(len(shards), test_fraction), len(shards) - 1 - n_val)
     n_train = len(shards) - n_val - n_test
-    return Split(
-        tuple(shards[:n_train]), tuple(shards[n_train : n_train + n_val]), tuple(shards[n_train + n_val :])
-    )
+    return Split(tuple(shards[:n_train]), tuple(shards[n_train : n_train + n_val]), tuple(shards[n_train + n_val :]))
 
 
 def _order(path: Path) -> tuple[str, str, str]:

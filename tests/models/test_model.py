@@ -1,0 +1,105 @@
+"""The joint model: shapes, invariances, saving, and what missing data may and may not do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sky import make_image, make_spectrum
+from transformers import AutoModel
+
+from astroclip.losses import info_nce
+from astroclip.models import AstroCLIPConfig, AstroCLIPModel, SpectrumTower
+from astroclip.models.spectrum_tower import normalise
+
+
+def test_vectors_are_unit_and_do_not_depend_on_the_batch(tiny_embedder, rng):
+    images = [make_image(rng, flux=f) for f in (3.0, 30.0, 300.0)]
+    spectra = [make_spectrum(rng, z) for z in (0.05, 0.2, 0.4)]
+    for items in (images, spectra):
+        together = tiny_embedder.embed(items * 22)  # 66 objects: more than one batch of 64
+        alone = np.concatenate([tiny_embedder.embed([item]) for item in items])
+        assert together.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+        np.testing.assert_allclose(together[:3], alone, atol=1e-5)
+        np.testing.assert_allclose(together[63:66], alone, atol=1e-5)
+        assert np.abs(alone[0] - alone[1]).max() > 1e-4  # and different objects differ
+
+
+def test_demo_weights_fit_their_budget():
+    model = AstroCLIPModel(AstroCLIPConfig.preset("demo"))
+    assert 2 * sum(p.numel() for p in model.state_dict().values()) < 32e6  # float16 bytes
+
+
+def test_auto_model_round_trip(tiny_model_dir, tiny_embedder, rng):
+    model = AutoModel.from_pretrained(tiny_model_dir).eval()
+    assert isinstance(model, AstroCLIPModel)
+    batch = tiny_embedder.processor(images=[make_image(rng)])
+    with torch.inference_mode():
+        again = model.get_image_features(batch["pixel_values"])
+        first = tiny_embedder.model.get_image_features(batch["pixel_values"])
+    torch.testing.assert_close(again, first)
+
+
+def test_flux_under_a_mask_cannot_reach_the_vector(tiny_embedder, rng):
+    spectrum = make_spectrum(rng)
+    ivar = spectrum.ivar.copy()
+    ivar[5000:5400] = 0
+    changed = spectrum.flux.copy()
+    changed[5000:5400] = 1e4
+    one = tiny_embedder.embed([replace(spectrum, ivar=ivar)])
+    other = tiny_embedder.embed([replace(spectrum, ivar=ivar, flux=changed)])
+    np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_a_missing_red_end_is_masked_not_zero(tiny_embedder, rng):
+    """Cutting at 9200 A must move the vector less than writing zeros with full confidence there."""
+    spectrum = make_spectrum(rng)
+    red = spectrum.wave > 9200
+    cut = replace(spectrum, ivar=np.where(red, 0, spectrum.ivar).astype(np.float32))
+    zeros = replace(spectrum, flux=np.where(red, 0, spectrum.flux).astype(np.float32))
+    full, masked, zeroed = tiny_embedder.embed([spectrum, cut, zeros])
+    assert np.linalg.norm(full - masked) < np.linalg.norm(full - zeroed)
+
+
+def test_normalisation_keeps_amplitude_apart_from_shape():
+    flux = torch.rand(2, 4096) * 3 + 1
+    ivar = torch.ones_like(flux)
+    faint, bright = normalise(flux, ivar), normalise(10 * flux, ivar / 100)
+    torch.testing.assert_close(faint.x, bright.x, atol=1e-4, rtol=1e-4)
+    decades = bright.statistics[:, 1] - faint.statistics[:, 1]
+    torch.testing.assert_close(decades, torch.ones(2), atol=1e-4, rtol=0)
+
+
+def test_hidden_tokens_do_not_leak(rng):
+    torch.manual_seed(0)
+    tower = SpectrumTower(AstroCLIPConfig.preset("tiny").spectrum_tower, 16).eval()
+    flux = torch.from_numpy(rng.normal(3, 1, (1, 4096)).astype(np.float32))
+    hidden = torch.zeros(1, tower.n_tokens, dtype=torch.bool)
+    hidden[0, 20:24] = True
+    spectrum = normalise(flux, torch.ones_like(flux))
+    first, _ = tower.tokens(spectrum, hidden)
+    spectrum.x[0, 20 * 64 : 24 * 64] = 9.0
+    second, _ = tower.tokens(spectrum, hidden)
+    torch.testing.assert_close(first, second)
+
+
+def test_info_nce_matches_the_definition_and_gathers():
+    torch.manual_seed(1)
+    a, b = (torch.nn.functional.normalize(torch.randn(6, 4), dim=1) for _ in range(2))
+    logits = 15.5 * a @ b.T
+    expected = -(torch.diag(logits.log_softmax(1)).mean() + torch.diag(logits.log_softmax(0)).mean()) / 2
+    torch.testing.assert_close(info_nce(a, b, 15.5), expected)
+    halves = [info_nce(a[i : i + 3], b[i : i + 3], 15.5, all_a=a, all_b=b, first_row=i) for i in (0, 3)]
+    torch.testing.assert_close(sum(halves) / 2, expected)
+
+
+def test_logit_scale_is_learned_and_clamped():
+    model = AstroCLIPModel(AstroCLIPConfig.preset("tiny"))
+    out = model(torch.randn(3, 3, 96, 96), torch.randn(3, 4096), torch.ones(3, 4096), return_loss=True)
+    out.loss.backward()
+    assert model.logit_scale.grad is not None and model.logit_scale.grad.abs() > 0
+    model.logit_scale.data.fill_(20.0)
+    assert float(model.scale.detach()) == pytest.approx(100.0)

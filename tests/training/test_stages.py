@@ -1,0 +1,189 @@
+"""The three training stages on a tiny synthetic survey: data in, curves and weights out, resume, determinism."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from sky import make_image, make_spectrum
+
+from astroclip.embed import Embedder
+from astroclip.preprocess import image_to_grid, spectrum_to_grid
+from training.align import Alignment, train_align
+from training.augment import ImageAugmentation, SpectrumAugmentation
+from training.data import find_shards, load_survey
+from training.image import train_image
+from training.run import RowBatches, run_stage, warmup_cosine
+from training.settings import AlignSettings, ImageSettings, SpectrumSettings, read_settings
+from training.spectrum import draw_mask, train_spectrum
+
+N_SHARD = 16
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory):
+    """Four shards of 16 galaxies whose colours and line positions go with redshift."""
+    root = tmp_path_factory.mktemp("survey")
+    rng = np.random.default_rng(3)
+    for shard in range(4):
+        z = rng.uniform(0.05, 0.5, N_SHARD)
+        images = [make_image(rng, flux=20 / (1 + 5 * value)).pixels for value in z]
+        spectra = [make_spectrum(rng, value) for value in z]
+        folder = root / f"healpix={shard:04d}"
+        folder.mkdir()
+        with h5py.File(folder / "001-of-001.hdf5", "w") as file:
+            file["object_id"] = np.array([f"sim-{shard}-{i}".encode() for i in range(N_SHARD)])
+            file["image_array"] = np.stack(images)
+            file["image_band"] = np.array([[b"DES-G", b"DES-R", b"DES-Z"]] * N_SHARD)
+            file["spectrum_lambda"] = np.stack([s.wave for s in spectra]).astype("f4")
+            file["spectrum_flux"] = np.stack([s.flux for s in spectra])
+            file["spectrum_flux_true"] = np.stack([s.flux for s in spectra])
+            file["spectrum_ivar"] = np.stack([s.ivar for s in spectra])
+            file["spectrum_mask"] = np.zeros((N_SHARD, 7781), bool)
+            file["redshift"] = z.astype("f4")
+    return root
+
+
+def _common(survey: Path, out: Path) -> dict:
+    return {
+        "preset": "tiny",
+        "data": str(survey),
+        "out": str(out),
+        "batch_size": 8,
+        "epochs": 2,
+        "warmup_steps": 2,
+        "precision": "32-true",
+        "checkpoint_steps": 1,
+        "devices": 1,
+    }
+
+
+def _losses(out: Path) -> list[float]:
+    with (out / "curves" / "metrics.csv").open() as file:
+        return [float(row["train_loss"]) for row in csv.DictReader(file) if row["train_loss"]]
+
+
+def test_training_arrays_equal_what_serving_sees(survey):
+    arrays = load_survey(find_shards(survey)[:1])
+    again = load_survey(find_shards(survey)[:1])  # through the cache
+    assert torch.equal(arrays.images, again.images) and len(arrays) == N_SHARD
+    with h5py.File(find_shards(survey)[0]) as file:
+        pixels, flux = file["image_array"][3], file["spectrum_flux"][3]
+    rng = np.random.default_rng(0)
+    image = dataclasses.replace(make_image(rng), pixels=pixels)
+    spectrum = dataclasses.replace(make_spectrum(rng), flux=flux)
+    rows = torch.tensor([3])
+    torch.testing.assert_close(
+        arrays.image_batch(rows)[0], torch.from_numpy(image_to_grid(image).pixels), rtol=1e-3, atol=1e-4
+    )
+    placed = spectrum_to_grid(spectrum)
+    batch_flux, batch_ivar = arrays.spectrum_batch(rows)
+    torch.testing.assert_close(batch_flux[0], torch.from_numpy(placed.flux), rtol=2e-3, atol=1e-3)
+    torch.testing.assert_close(batch_ivar[0], torch.from_numpy(placed.ivar), rtol=3e-3, atol=1e-3)
+
+
+def test_the_three_stages_make_a_model_that_serves(survey, tmp_path, rng):
+    spectrum = train_spectrum(SpectrumSettings(**_common(survey, tmp_path / "s")), progress=False)
+    image = train_image(ImageSettings(**_common(survey, tmp_path / "i"), queue=16), progress=False)
+    settings = AlignSettings(**_common(survey, tmp_path / "a"), image_init=str(image), spectrum_init=str(spectrum))
+    model_dir = train_align(settings, progress=False)
+    embedder = Embedder.from_pretrained(model_dir)
+    assert embedder.embed([make_spectrum(rng)]).shape == (1, 16)
+    assert (tmp_path / "a" / "settings.json").exists()
+    assert (tmp_path / "a" / "curves" / "metrics.csv").read_text().count("\n") > 1
+
+
+def test_masked_modelling_learns(survey, tmp_path):
+    settings = SpectrumSettings(**{**_common(survey, tmp_path), "epochs": 12, "learning_rate": 5e-3})
+    from training.run import load_split
+    from training.spectrum import MaskedSpectrum
+
+    module = MaskedSpectrum(settings, *load_split(settings))
+    flux, ivar = module.validation.spectrum_batch(slice(None))
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(module.loss(flux, ivar, torch.Generator().manual_seed(0)))
+
+    before = loss()
+    run_stage(module, progress=False)
+    assert loss() < 0.7 * before
+
+
+def test_resume_repeats_the_uninterrupted_run(survey, tmp_path):
+    from training.run import load_split
+
+    def run(out: Path, **change: object) -> dict[str, torch.Tensor]:
+        settings = dataclasses.replace(AlignSettings(**_common(survey, out)), **change)
+        module = Alignment(settings, *load_split(settings))
+        if change:
+            module.configure_optimizers = lambda: _full_schedule(module, 2)  # type: ignore[method-assign]
+        run_stage(module, progress=False)
+        return module.model.state_dict()
+
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "parts", epochs=1)
+    resumed = run(tmp_path / "parts")
+    for key, value in whole.items():
+        torch.testing.assert_close(resumed[key], value, msg=key)
+
+
+def _full_schedule(module: Alignment, epochs: int):
+    """The interrupted run is scheduled for the whole length, as a killed one is."""
+    parts = type(module).configure_optimizers(module)
+    steps = epochs * len(RowBatches(len(module.survey), module.settings.batch_size, 0))
+    warmup = module.settings.warmup_steps
+    parts["lr_scheduler"]["scheduler"] = torch.optim.lr_scheduler.LambdaLR(
+        parts["optimizer"], lambda step: warmup_cosine(step, warmup, steps)
+    )
+    return parts
+
+
+def test_row_batches_partition_the_epoch_between_processes():
+    seen = [torch.cat(list(RowBatches(100, 10, 1, rank, 2))) for rank in range(2)]
+    joined = torch.cat(seen)
+    assert len(joined) == 100 and len(joined.unique()) == 100
+
+
+def test_mask_fraction_is_what_was_asked():
+    hidden = draw_mask(512, 64, 0.4, 4, torch.Generator().manual_seed(0))
+    assert abs(hidden.float().mean() - 0.4) < 0.05
+    assert hidden.any(1).all()
+
+
+def test_spectrum_views_carry_their_own_noise():
+    true = torch.full((256, 512), 3.0)
+    sigma = torch.full((256, 512), 0.5)
+    augment = SpectrumAugmentation(throughput_sigma=0, tilt=0, cut=0, gap=0)
+    view, ivar = augment(true, sigma, true, torch.Generator().manual_seed(1))
+    chi = (view - 3) * ivar.sqrt()
+    assert abs(chi.std() - 1) < 0.02 and (ivar.sqrt().reciprocal() >= 0.5 - 1e-6).all()
+    cut, ivar = SpectrumAugmentation(cut=1.0, gap=0)(true, sigma, true, torch.Generator().manual_seed(1))
+    assert (ivar == 0).any(1).all() and (cut[ivar == 0] == 0).all()
+
+
+def test_image_views_keep_flux_and_change_orientation(rng):
+    images = torch.from_numpy(np.stack([make_image(rng, noise=1e-3).pixels[:, 8:144, 8:144]] * 8))
+    quiet = ImageAugmentation(max_noise=0, extinction_sigma=0, max_blur_pixels=0, zoom=0)
+    for seed in range(4):
+        views = quiet(images, torch.Generator().manual_seed(seed))
+        assert views.shape == (8, 3, 96, 96)
+        torch.testing.assert_close(views[:, 1].sum((1, 2)), torch.full((8,), 30.0), rtol=0.05, atol=0)
+
+
+def test_unknown_settings_are_refused(tmp_path):
+    path = tmp_path / "bad.toml"
+    path.write_text("learning_rat = 1\n")
+    with pytest.raises(ValueError, match="learning_rat"):
+        read_settings(AlignSettings, path)
+
+
+def test_shipped_configs_are_valid():
+    folder = Path(__file__).resolve().parents[2] / "training" / "configs"
+    for name, cls in (("spectrum", SpectrumSettings), ("image", ImageSettings), ("align", AlignSettings)):
+        assert read_settings(cls, folder / f"demo-{name}.toml").preset == "demo"

@@ -1,0 +1,88 @@
+"""Image self-supervision: MoCo v2 (He+2020, Chen+2020) with a galaxy's own augmentations (Stein+2021)."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from astroclip.models import ImageTower
+from training.data import SurveyArrays
+from training.run import Stage, load_split, new_model, run_stage
+from training.settings import ImageSettings
+
+__all__ = ["MomentumContrast", "train_image"]
+
+
+class MomentumContrast(Stage):
+    """Query and momentum (key) encoders, a queue of past keys as negatives.
+
+    Batches are shuffled over the key encoder's halves so that BatchNorm cannot tell which key belongs to which query
+    (He+2020, section 3.3): keys are encoded in another order and put back.
+    """
+
+    settings: ImageSettings
+    queue: torch.Tensor
+    position: torch.Tensor
+
+    def __init__(self, settings: ImageSettings, survey: SurveyArrays, validation: SurveyArrays) -> None:
+        super().__init__(settings, survey, validation)
+        self.tower: ImageTower = new_model(settings).image_tower
+        self.key_tower: ImageTower = copy.deepcopy(self.tower).requires_grad_(False)
+        width = int(self.tower.head[-1].out_features)  # type: ignore[arg-type]
+        generator = torch.Generator().manual_seed(settings.seed)
+        self.register_buffer("queue", F.normalize(torch.randn(settings.queue, width, generator=generator), dim=1))
+        self.register_buffer("position", torch.zeros(1, dtype=torch.long))
+
+    @torch.no_grad()
+    def _keys(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        momentum = self.settings.momentum
+        for key, query in zip(self.key_tower.parameters(), self.tower.parameters(), strict=True):
+            key.lerp_(query, 1 - momentum)
+        order = torch.randperm(len(images), generator=generator).to(images.device)
+        halves = [F.normalize(self.key_tower(half).float(), dim=1) for half in images[order].chunk(2)]
+        return torch.cat(halves)[order.argsort()]
+
+    @torch.no_grad()
+    def _enqueue(self, keys: torch.Tensor) -> None:
+        keys = self.gathered(keys)
+        slots = (self.position + torch.arange(len(keys), device=keys.device)) % len(self.queue)
+        self.queue[slots] = keys.to(self.queue.dtype)
+        self.position[0] = (self.position[0] + len(keys)) % len(self.queue)
+
+    def training_step(self, rows: torch.Tensor) -> torch.Tensor:
+        generator = self.step_generator()
+        images = self.survey.images[rows.cpu()].to(self.device)
+        augment = self.settings.augmentation
+        query_view, key_view = augment(images, generator), augment(images, generator)
+        query = F.normalize(self.tower(query_view).float(), dim=1)
+        keys = self._keys(key_view, generator)
+        positive = (query * keys).sum(1, keepdim=True)
+        negative = query @ self.queue.clone().T
+        logits = torch.cat([positive, negative], dim=1) / self.settings.temperature
+        loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=self.device))
+        self._enqueue(keys)
+        self.log("train_loss", loss, prog_bar=True)
+        self.log("train_top1", (logits.argmax(1) == 0).float().mean())
+        return loss
+
+    def validation_step(self, rows: torch.Tensor) -> None:
+        """How often the other view of an object is the nearest of the batch."""
+        generator = torch.Generator().manual_seed(0)
+        images = self.validation.images[rows.cpu()].to(self.device)
+        views = [self.settings.augmentation(images, generator) for _ in range(2)]
+        a, b = (F.normalize(self.tower(view).float(), dim=1) for view in views)
+        found = ((a @ b.T).argmax(1) == torch.arange(len(a), device=self.device)).float().mean()
+        self.log("val_top1", found, prog_bar=True, sync_dist=True, batch_size=len(rows))
+
+
+def train_image(settings: ImageSettings, progress: bool = True) -> Path:
+    """Run the stage; the query tower's weights are written as `<out>/tower.safetensors`, which is returned."""
+    module = MomentumContrast(settings, *load_split(settings))
+    out = run_stage(module, progress=progress)
+    target = out / "tower.safetensors"
+    save_file({k: v.contiguous() for k, v in module.tower.state_dict().items()}, target)
+    return target

@@ -1,0 +1,108 @@
+"""Training settings: one dataclass a stage, read from TOML, unknown keys refused."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from training.augment import ImageAugmentation, SpectrumAugmentation
+
+__all__ = ["AlignSettings", "ImageSettings", "SpectrumSettings", "StageSettings", "read_settings"]
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """What every stage needs.
+
+    preset:      model configuration (`astroclip.models.PRESETS`).
+    data, out:   survey folder; run folder (checkpoints, `metrics.csv`, the exported model).
+    learning_rate, weight_decay, warmup_steps: AdamW with linear warm-up, then a cosine to a hundredth.
+    precision:   Lightning's; bf16-mixed runs on CPUs too.
+    max_minutes: stop early (the checkpoint resumes); 0 = no bound.
+    max_objects: use at most this many training objects; 0 = all.
+    """
+
+    preset: str = "demo"
+    data: str = "data/survey"
+    out: str = "runs/stage"
+    epochs: int = 10
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 100
+    clip: float = 1.0
+    precision: str = "bf16-mixed"
+    seed: int = 42
+    devices: int | str = "auto"
+    num_nodes: int = 1
+    checkpoint_steps: int = 50
+    max_minutes: float = 0.0
+    max_objects: int = 0
+
+
+@dataclass(frozen=True)
+class SpectrumSettings(StageSettings):
+    """Masked-spectrum modelling: `mask_fraction` of the tokens hidden in contiguous `mask_span`s."""
+
+    out: str = "runs/spectrum"
+    mask_fraction: float = 0.4
+    mask_span: int = 4
+    augmentation: SpectrumAugmentation = field(default_factory=SpectrumAugmentation)
+
+
+@dataclass(frozen=True)
+class ImageSettings(StageSettings):
+    """MoCo v2 (Chen+2020): `queue` negatives, key encoder momentum, softmax temperature."""
+
+    out: str = "runs/image"
+    queue: int = 8192
+    momentum: float = 0.99
+    temperature: float = 0.2
+    augmentation: ImageAugmentation = field(default_factory=ImageAugmentation)
+
+
+@dataclass(frozen=True)
+class AlignSettings(StageSettings):
+    """InfoNCE between the towers.
+
+    image_init, spectrum_init: weights of the pretraining stages ("" = from scratch).
+    spectrum_pair_weight: weight of InfoNCE between two views of one spectrum. Images know a redshift to a few per
+        cent, so image-spectrum pairs alone let the spectrum tower forget what only it can see; a second observation of
+        the same galaxy keeps it (no labels are used).
+    """
+
+    out: str = "runs/align"
+    batch_size: int = 512
+    image_init: str = ""
+    spectrum_init: str = ""
+    spectrum_pair_weight: float = 0.5
+    image_augmentation: ImageAugmentation = field(
+        default_factory=lambda: ImageAugmentation(rotate=0.0, max_noise=0.7, brightness_sigma=0.02, jitter_pixels=4)
+    )
+    spectrum_augmentation: SpectrumAugmentation = field(default_factory=SpectrumAugmentation)
+
+
+Settings = TypeVar("Settings", bound=StageSettings)
+
+
+def read_settings(cls: type[Settings], path: str | Path | None, **overrides: Any) -> Settings:
+    """Read `path` (TOML; tables for the augmentations) into `cls`; `overrides` that are not None win.
+
+    Raises ValueError naming an unknown key and the known ones.
+    """
+    values = tomllib.loads(Path(path).read_text()) if path else {}
+    values.update({key: value for key, value in overrides.items() if value is not None})
+    return _build(cls(), values, str(path))
+
+
+def _build(default: Any, values: dict[str, Any], where: str) -> Any:
+    known = {f.name for f in fields(default)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{where}: unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    built = {
+        name: _build(getattr(default, name), value, f"{where}:{name}") if isinstance(value, dict) else value
+        for name, value in values.items()
+    }
+    return replace(default, **built)
