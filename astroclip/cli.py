@@ -53,7 +53,7 @@ def build_app() -> typer.Typer:
     def _root(
         version: Annotated[
             bool,
-            typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+            typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
         ] = False,
     ) -> None:
         pass
