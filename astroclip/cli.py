@@ -85,14 +85,12 @@ def _print_version(wanted: bool) -> None:
 def _register(point: EntryPoint, app: typer.Typer) -> None:
     """Add one group's commands; a group that cannot be imported costs its own commands and no others."""
     try:
-        register = point.load()
+        point.load()(app)
     except ModuleNotFoundError as error:
         name = error.name or ""
         # No remark where the group itself is absent, as in a wheel.
         if not f"{point.module}.".startswith(f"{name}."):
             print(f"astroclip: no '{point.name}' commands: {_explain_missing(name)}", file=sys.stderr)
-        return
-    register(app)
 
 
 def _explain_missing(name: str) -> str:
