@@ -1,8 +1,8 @@
 """The survey index: catalogue, search across modalities, estimates from neighbours, and how far to trust them.
 
-    index = SurveyIndex.open("my-index")
-    hits, report = index.search(vectors, target="spectrum", k=16, query_modality="image")
-    estimates = estimate(index, hits[0])
+index = SurveyIndex.open("my-index")
+hits, report = index.search(vectors, target="spectrum", k=16, query_modality="image")
+estimates = estimate(index, hits[0])
 """
 
 from index.build import BuildOptions, append_index, build_index

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from astroclip.errors import InputError, ProvenanceError
 from astroclip.types import MODALITIES
-from index.backends.hnsw import EF_CONSTRUCTION, M, HnswBackend
+from index.backends.hnsw import EF_CONSTRUCTION, HnswBackend, M
 from index.calibrate import KTH, kth_scores, sample_scores
 from index.catalog import CATALOG, STANDARD_PROPERTIES
 from index.manifest import MANIFEST, Manifest
@@ -124,7 +123,6 @@ def append_index(
         _check_provenance(base, info)
         old = base.manifest
         settings = options or BuildOptions(
-            hnsw="always" if old.backends else "auto",
             vector_dtype="float16" if old.vector_dtype == "float16" else "float32",
             properties=old.properties,
             licence=old.licence,
@@ -158,7 +156,7 @@ class _Writer:
         _check_unique(catalog, 0 if base is None else len(base))
         record, catalog = self._previews(folder, catalog, base, previews)
         pq.write_table(catalog, folder / CATALOG, compression="zstd")
-        tables = {m: self._table(folder, m, catalog) for m in MODALITIES}
+        tables: dict[str, VectorTable] = {m: self._table(folder, m, catalog) for m in MODALITIES}
         manifest = Manifest(
             index_id=index_id,
             survey=survey,
@@ -244,10 +242,11 @@ class _Writer:
         out: dict[str, dict[str, Any]] = {}
         for target, table in tables.items():
             least = {"auto": HNSW_FROM, "always": 1, "never": len(table) + 1}[self.options.hnsw]
-            if len(table) < least:
+            earlier = None if base is None else base.graph(target)
+            if len(table) < least and earlier is None:
                 continue
             self._say(f"{target} graph")
-            graph = HnswBackend.build(table, onto=None if base is None else base.graph(target))
+            graph = HnswBackend.build(table, onto=earlier)
             graph.write(folder / f"{target}.faiss")
             self._say(f"{target} recall")
             recall = measure_recall(graph, table, tables, self._rng)
@@ -295,8 +294,8 @@ def _check_provenance(base: SurveyIndex, info: PartsInfo) -> None:
     if found != wanted:
         raise ProvenanceError(
             f"the parts come from model {info.model_id} ({found[0][:12]}, preprocessing {found[1]}, {found[2]}-d); the "
-            f"index holds model {base.manifest.model['id']} ({wanted[0][:12]}, preprocessing {wanted[1]}, {wanted[2]}-d); "
-            "embed them with the index's model or build a new index"
+            f"index holds model {base.manifest.model['id']} ({wanted[0][:12]}, preprocessing {wanted[1]}, "
+            f"{wanted[2]}-d); embed them with the index's model or build a new index"
         )
 
 
@@ -318,8 +317,8 @@ def _check_unique(catalog: pa.Table, old: int) -> None:
             field="object_id",
         )
     raise InputError(
-        f"{len(twice)} object ids come more than once in the parts (such as {names}); wanted one row an object; give an "
-        "object's image and spectrum to one embedding job, or rename",
+        f"{len(twice)} object ids come more than once in the parts (such as {names}); wanted one row an object; give "
+        "an object's image and spectrum to one embedding job, or rename",
         code="duplicate_object_id",
         field="object_id",
     )

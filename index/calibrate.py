@@ -34,7 +34,7 @@ Scores = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Distribution of the cosine of unrelated pairs. On disk: (3, L) float64 rows level, score, (tail start, scale, 0..).
+    """Distribution of the cosine of unrelated pairs. On disk: (3, L) float64 rows level, score, tail scale (repeated).
 
     levels, scores: (L,) increasing, fraction of pairs below a score. tail_scale: of the exponential beyond
     `scores[-1]`.

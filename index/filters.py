@@ -94,7 +94,9 @@ class In:
         column = catalog.table.column(catalog.resolve(self.column))
         if isinstance(self.values[0], str):
             if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-                raise _bad(f"column {self.column!r} holds {column.type}", "numbers or booleans in the list", self.column)
+                raise _bad(
+                    f"column {self.column!r} holds {column.type}", "numbers or booleans in the list", self.column
+                )
             return np.asarray(pc.is_in(column, value_set=pa.array(self.values, column.type)).to_numpy(), bool)
         return np.isin(catalog.values(self.column), np.asarray(self.values, np.float64))
 
@@ -126,7 +128,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Polygon:
-    """Inside by the even-odd rule in the gnomonic projection about the vertices' mean, where great circles are lines."""
+    """Inside by the even-odd rule, in the gnomonic projection about the vertices: great circles are lines there."""
 
     ra: tuple[float, ...]
     dec: tuple[float, ...]
@@ -206,7 +208,9 @@ def _column(node: Mapping[str, Any]) -> Predicate:
     name = node["column"]
     extra = set(node) - {"column"}
     if not isinstance(name, str) or len(extra) != 1 or not extra <= {"range", "in"}:
-        raise _bad(f"a column filter with {sorted(map(str, node))[:6]}", '"column" (a name) and one of "range", "in"', "column")
+        raise _bad(
+            f"a column filter with {sorted(map(str, node))[:6]}", '"column" (a name) and one of "range", "in"', "column"
+        )
     if "range" in node:
         ends = node["range"]
         if not _is_list(ends) or len(ends) != 2 or not all(end is None or _is_number(end) for end in ends):
@@ -248,7 +252,7 @@ def _box(body: object) -> Predicate:
     return Box((float(ra0), float(ra1)), (float(dec0), float(dec1)))
 
 
-def _polygon(body: object) -> Predicate:
+def _polygon(body: Any) -> Predicate:
     if not _is_list(body) or len(body) < 3 or not all(_is_pair(vertex) for vertex in body):
         raise _bad(f"the polygon {_short(body)}", "a list of at least three [ra, dec] in degrees", "polygon")
     if len(body) > MAX_VALUES:
@@ -280,7 +284,9 @@ def _moc(body: object) -> Predicate:
         raise _limit(f"{len(cells)} ranges of a MOC", MAX_CELLS)
     for order, first, last in cells:
         if not (0 <= order <= _MAX_ORDER and 0 <= first <= last < 12 * 4**order):
-            raise _bad(f"the MOC cells {order}/{first}-{last}", f"order 0..{_MAX_ORDER} and pixels below 12 * 4^order", "moc")
+            raise _bad(
+                f"the MOC cells {order}/{first}-{last}", f"order 0..{_MAX_ORDER} and pixels below 12 * 4^order", "moc"
+            )
     return Moc(tuple(cells))
 
 

@@ -87,9 +87,7 @@ class Manifest:
                 raise _damaged(MANIFEST, f"is larger than {_MAX_BYTES} bytes", "a manifest of an index")
             content = path.read_bytes()
         except OSError as error:
-            raise _damaged(
-                MANIFEST, f"cannot be read in {folder} ({error.strerror})", "an index directory"
-            ) from error
+            raise _damaged(MANIFEST, f"cannot be read in {folder} ({error.strerror})", "an index directory") from error
         return cls._parse(content), hashlib.sha256(content).hexdigest()
 
     @classmethod
@@ -155,6 +153,4 @@ def _safe_name(name: str) -> str:
 
 
 def _damaged(name: str, found: str, wanted: str) -> IndexFileError:
-    return IndexFileError(
-        f"index file {name} {found}; wanted {wanted}; copy the index again or rebuild it", field=name
-    )
+    return IndexFileError(f"index file {name} {found}; wanted {wanted}; copy the index again or rebuild it", field=name)

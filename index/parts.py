@@ -90,7 +90,7 @@ def read_parts(folder: str | Path, info: PartsInfo) -> Iterator[Part]:
             table = pq.read_table(path)
         except (OSError, pa.ArrowException) as error:
             raise InputError(
-                f"{path.name} is not readable Parquet ({error}); delete it and its marker and run `astroclip embed` again",
+                f"{path.name} is not readable Parquet ({error}); delete it with its marker and embed again",
                 code="bad_parts",
             ) from error
         yield _part(path.name, table, info)
@@ -100,15 +100,20 @@ def _part(name: str, table: pa.Table, info: PartsInfo) -> Part:
     missing = {"object_id", "ra", "dec"} - set(table.column_names)
     if missing:
         raise InputError(f"{name} lacks the columns {sorted(missing)}; embed again", code="bad_parts")
-    present = {m: pc.is_valid(table.column(f"{m}_embedding")) for m in MODALITIES if f"{m}_embedding" in table.column_names}
+    present = {
+        m: pc.is_valid(table.column(f"{m}_embedding")) for m in MODALITIES if f"{m}_embedding" in table.column_names
+    }
     if not present:
-        raise InputError(f"{name} has no embedding column; wanted image_embedding or spectrum_embedding", code="bad_parts")
+        raise InputError(
+            f"{name} has no embedding column; wanted image_embedding or spectrum_embedding", code="bad_parts"
+        )
     keep = np.zeros(table.num_rows, bool)
     for mask in present.values():
         keep |= mask.to_numpy()
     skipped = int(table.num_rows - np.count_nonzero(keep))
     table = table.filter(pa.array(keep))
-    vectors, flags = {}, {}
+    vectors: dict[str, npt.NDArray[np.float32]] = {}
+    flags: dict[str, npt.NDArray[np.bool_]] = {}
     for modality in MODALITIES:
         column = table.column(f"{modality}_embedding") if modality in present else None
         vectors[modality], flags[modality] = _vectors(name, modality, column, table.num_rows, info.dim)
@@ -126,7 +131,7 @@ def _vectors(
     flat = np.asarray(values.flatten().to_numpy(zero_copy_only=False), np.float32)
     if flat.size != np.count_nonzero(has) * dim:
         raise InputError(
-            f"{name}: {modality}_embedding holds {column.type}; wanted lists of {dim} as embedding.json says; embed again",
+            f"{name}: {modality}_embedding holds {column.type}; wanted lists of {dim} as embedding.json says",
             code="bad_parts",
         )
     vectors = flat.reshape(-1, dim)

@@ -59,7 +59,7 @@ def plan(
 def _fitting(
     recall: Sequence[Mapping[str, Any]], *, k: int, filtered: bool, query_modality: str | None
 ) -> dict[int, float]:
-    """{ef: worst recall} of the measurements that speak for this search: at the least measured k not below the asked."""
+    """{ef: worst recall} of the measurements that speak for this search: at the least k measured from the asked up."""
     measured = sorted({entry["k"] for entry in recall if entry["k"] >= k})
     out: dict[int, float] = {}
     for entry in recall:

@@ -154,7 +154,7 @@ def _write_pictures(
 ) -> npt.NDArray[np.int64]:
     if base is not None and base._header != header:
         raise InputError(
-            "the index's pictures were written by another JPEG encoder; wanted the same one to append; rebuild the index",
+            "the index's pictures were written by another JPEG encoder; wanted the same; rebuild the index",
             code="other_encoder",
         )
     lengths = np.array([len(scan) for scan in scans], np.int64)
@@ -257,7 +257,9 @@ def _jpeg_header() -> bytes:
 def _scan(picture: npt.NDArray[np.uint8], header: bytes) -> bytes:
     whole = _encode(picture)
     if not whole.startswith(header):
-        raise InputError("the JPEG encoder varies its tables between pictures; install a plain Pillow", code="other_encoder")
+        raise InputError(
+            "the JPEG encoder varies its tables between pictures; install a plain Pillow", code="other_encoder"
+        )
     return whole[len(header) :]
 
 

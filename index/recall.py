@@ -50,9 +50,7 @@ def measure_recall(
                 for ef in (ef for ef in EF_LADDER if ef > k):
                     slots = graph.search(vectors, k + 1, mask, ef=ef)
                     recall = recall_at_k(slots, true)
-                    out.append(
-                        {"query": modality, "filtered": filtered, "k": k, "ef": ef, "recall": round(recall, 5)}
-                    )
+                    out.append({"query": modality, "filtered": filtered, "k": k, "ef": ef, "recall": round(recall, 5)})
     return out
 
 

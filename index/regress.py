@@ -58,13 +58,13 @@ class Regression:
     n_eff: Array
 
 
-def knn_regress(
-    neighbour_values: npt.NDArray[Any], distances: npt.NDArray[Any], coverage: float = 0.68
-) -> Regression:
+def knn_regress(neighbour_values: npt.NDArray[Any], distances: npt.NDArray[Any], coverage: float = 0.68) -> Regression:
     """Regression for a batch: values and distances (Q, k), NaN where a neighbour lacks the property or is absent."""
     if not 0.0 < coverage < 1.0:
         raise InputError(
-            f"coverage {coverage}; wanted a probability between 0 and 1, such as 0.68", code="bad_coverage", field="coverage"
+            f"coverage {coverage}; wanted a probability between 0 and 1, such as 0.68",
+            code="bad_coverage",
+            field="coverage",
         )
     values, d = np.asarray(neighbour_values, np.float64), np.asarray(distances, np.float64)
     if values.shape != d.shape or values.ndim != 2:

@@ -23,9 +23,7 @@ _NSIDE = 64  # pixels of 0.9 deg: a cone of arc-minutes meets about four of them
 _PIXEL_DEG = 1.9  # no point of such a pixel lies further than this from another of it (measured 1.6)
 _WIDE_DEG = 10.0  # cones wider than this look at every row: cheaper than listing pixels
 _NUMBER = r"\d+(?:\.\d*)?|\.\d+"
-_SEXAGESIMAL = re.compile(
-    rf"([+-]?)(\d+)(?:[hd°:\s]\s*)(\d+)(?:(?:[m′':\s]\s*)({_NUMBER})?)?[s″\"]?", re.IGNORECASE
-)
+_SEXAGESIMAL = re.compile(rf"([+-]?)(\d+)(?:[hd°:\s]\s*)(\d+)(?:(?:[m′':\s]\s*)({_NUMBER})?)?[s″\"]?", re.IGNORECASE)
 
 
 def parse_position(text: str) -> tuple[float, float]:
@@ -85,7 +83,9 @@ class SkyIndex:
         ra, dec = check_position(ra, dec)
         if not 0.0 <= radius_deg <= 180.0:
             raise InputError(
-                f"radius {radius_deg} deg; wanted 0..180 degrees; mend the radius", code="bad_radius", field="radius_deg"
+                f"radius {radius_deg} deg; wanted 0..180 degrees; mend the radius",
+                code="bad_radius",
+                field="radius_deg",
             )
         rows = self._candidates(ra, dec, radius_deg)
         distance = separation_deg(self._ra[rows], self._dec[rows], ra, dec)
@@ -148,8 +148,8 @@ def _angle(part: str, whole: str) -> float:
 
 def _bad(text: str) -> InputError:
     return InputError(
-        f"{text[:80]!r} is not a position; wanted degrees (188.7 -0.2) or hours and degrees (12:34:48 -00:12:00), ICRS; "
-        "give right ascension, then declination",
+        f"{text[:80]!r} is not a position; wanted degrees (188.7 -0.2) or hours and degrees (12:34:48 -00:12:00), "
+        "ICRS; give right ascension, then declination",
         code="bad_position",
         field="position",
     )

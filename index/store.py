@@ -104,7 +104,9 @@ class SurveyIndex:
             )
         self.tables = {modality: self._table(modality) for modality in MODALITIES}
         self._exact = {modality: ExactBackend(table) for modality, table in self.tables.items()}
-        self._hnsw: dict[str, HnswBackend] = {modality: self._graph(modality) for modality in MODALITIES if modality in manifest.backends}
+        self._hnsw: dict[str, HnswBackend] = {
+            modality: self._graph(modality) for modality in MODALITIES if modality in manifest.backends
+        }
         self._percentiles = {
             (entry["query"], entry["target"]): ScoreTable.from_array(
                 load_npy(folder / entry["file"], entry["file"], shape=(3, None), dtype="float64", mmap=False)
@@ -162,7 +164,9 @@ class SurveyIndex:
     @cached_property
     def default_properties(self) -> list[str]:
         """What is estimated unless the caller names properties: the standard ones, else all the index has."""
-        return [name for name in STANDARD_PROPERTIES if name in self.catalog.properties] or list(self.catalog.properties)
+        return [name for name in STANDARD_PROPERTIES if name in self.catalog.properties] or list(
+            self.catalog.properties
+        )
 
     def kth_table(self, modality: Modality) -> npt.NDArray[np.float32]:
         """Sorted leave-one-out similarities of `index.trust`; empty where the modality has too few objects."""
@@ -243,7 +247,11 @@ class SurveyIndex:
             force=force,
         )
         slots = self._propose(modality, queries, wide, allowed, chosen)
-        if chosen.mode == "hnsw" and force is None and np.any(np.count_nonzero(slots >= 0, axis=1) < min(wide, survivors)):
+        if (
+            chosen.mode == "hnsw"
+            and force is None
+            and np.any(np.count_nonzero(slots >= 0, axis=1) < min(wide, survivors))
+        ):
             chosen = Plan("exact")  # the graph ran dry behind a filter
             slots = self._propose(modality, queries, wide, allowed, chosen)
         rows = np.where(slots >= 0, table.rows[slots], -1)
@@ -255,7 +263,9 @@ class SurveyIndex:
         rows = np.take_along_axis(np.where(good, rows, -1), order, axis=1)
         scores = np.minimum(np.take_along_axis(scores, order, axis=1), 1.0)  # float16 norms stray by 1e-4
         candidates = survivors if chosen.mode == "exact" else chosen.ef
-        return _Found(modality, rows, scores, SearchReport(chosen.mode, candidates, chosen.expected_recall, self.index_id))
+        return _Found(
+            modality, rows, scores, SearchReport(chosen.mode, candidates, chosen.expected_recall, self.index_id)
+        )
 
     def _propose(
         self,
@@ -360,7 +370,7 @@ class SurveyIndex:
 def _combined(reports: Sequence[SearchReport]) -> SearchReport:
     """One report for a search of several tables: the less sure one's mode and recall, all candidates."""
     worst = min(reports, key=lambda report: report.expected_recall)
-    approximate = next((r.mode for r in reports if r.mode != "exact"), "exact")
+    approximate: Mode = next((r.mode for r in reports if r.mode != "exact"), "exact")
     return SearchReport(approximate, sum(r.candidates for r in reports), worst.expected_recall, worst.index_id)
 
 

@@ -34,7 +34,8 @@ class Trust:
 
 def conformal_p(table: npt.NDArray[Any], scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """p-values of `scores` against a sorted table of leave-one-out scores; small = unlike."""
-    return (1.0 + np.searchsorted(table, np.asarray(scores, table.dtype), side="right")) / (len(table) + 1.0)
+    at_most = np.searchsorted(table, np.asarray(scores, table.dtype), side="right")
+    return np.asarray((1.0 + at_most) / (len(table) + 1.0), np.float64)
 
 
 def ood_p(index: SurveyIndex, modality: Modality, kth_score: float) -> float | None:

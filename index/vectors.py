@@ -104,7 +104,9 @@ class VectorWriter:
         return self._stream.tell()
 
 
-def load_npy(path: Path, name: str, *, shape: tuple[int | None, ...], dtype: str, mmap: bool = True) -> npt.NDArray[Any]:
+def load_npy(
+    path: Path, name: str, *, shape: tuple[int | None, ...], dtype: str, mmap: bool = True
+) -> npt.NDArray[Any]:
     """A checked .npy file: never a pickle; IndexFileError unless it has this dtype and shape (None = any)."""
     try:
         found = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)

@@ -42,12 +42,9 @@ class HnswBackend:
     @classmethod
     def build(cls, table: VectorTable, *, onto: HnswBackend | None = None) -> HnswBackend:
         """A graph over the table; `onto` an earlier one of the table's first slots adds the rest to it."""
-        import faiss
-
+        faiss = _faiss()
         if onto is None:
-            graph = faiss.IndexHNSWSQ(
-                table.dim, faiss.ScalarQuantizer.QT_fp16, M, faiss.METRIC_INNER_PRODUCT
-            )
+            graph = faiss.IndexHNSWSQ(table.dim, faiss.ScalarQuantizer.QT_fp16, M, faiss.METRIC_INNER_PRODUCT)
             graph.hnsw.efConstruction = EF_CONSTRUCTION
             graph.train(table.block(0, min(len(table), _ADD)))  # fp16 has nothing to learn; FAISS wants the call
         else:
@@ -57,15 +54,13 @@ class HnswBackend:
         return cls(graph)
 
     def write(self, path: Path) -> None:
-        import faiss
-
+        faiss = _faiss()
         faiss.write_index(self._graph, str(path))
 
     @classmethod
     def read(cls, path: Path, name: str, *, count: int, dim: int) -> HnswBackend:
         """A graph from a file whose checksum has been verified. Raises IndexFileError."""
-        import faiss
-
+        faiss = _faiss()
         faiss.set_deserialization_vector_byte_limit(path.stat().st_size)  # no vector in it can be larger than it
         try:
             graph = faiss.read_index(str(path))
@@ -84,11 +79,17 @@ class HnswBackend:
 
     def search(self, queries: Vectors, k: int, mask: Mask | None = None, *, ef: int | None = None) -> Slots:
         """See `Backend.search`; may return fewer than k even where more exist (padded with -1)."""
-        import faiss
-
+        faiss = _faiss()
         k = min(k, len(self))
         bits = None if mask is None else np.packbits(mask, bitorder="little")
         selector = None if bits is None else faiss.IDSelectorBitmap(bits)
         parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=max(ef or self.ef, k))
         _, slots = self._graph.search(np.ascontiguousarray(queries), k, params=parameters)
         return np.asarray(slots, np.int64)
+
+
+def _faiss() -> Any:
+    """The faiss module, imported at first use; its type stubs lag behind its Python wrappers."""
+    import faiss
+
+    return faiss

@@ -95,7 +95,9 @@ def write_shard(folder: Path, ids: list[str], seed: int = 3) -> None:
     n, side = len(ids), 152
     y, x = np.mgrid[:side, :side] - (side - 1) / 2
     profile = np.exp(-np.hypot(x, y)[None] / rng.uniform(2, 8, n)[:, None, None])
-    image = profile[:, None] * np.array([0.3, 0.6, 0.9])[None, :, None, None] * rng.uniform(0.2, 2, n)[:, None, None, None]
+    image = (
+        profile[:, None] * np.array([0.3, 0.6, 0.9])[None, :, None, None] * rng.uniform(0.2, 2, n)[:, None, None, None]
+    )
     image = image + rng.normal(0, 0.004, image.shape)
     wave = np.broadcast_to(np.linspace(3600, 9824, 7781), (n, 7781))
     flux = 3.0 + 20.0 * np.exp(-0.5 * ((wave - rng.uniform(4000, 9500, n)[:, None]) / 8.0) ** 2)

@@ -1,0 +1,209 @@
+"""`astroclip index build | append | verify | info`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["register"]
+
+Previews = Annotated[
+    Path | None, typer.Option(help="Multimodal Universe HDF5 directory to take thumbnails and small spectra from.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not say what is being done.")]
+IndexDir = Annotated[Path, typer.Argument(help="Index directory, or a root with CURRENT.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the `index` group to the command line."""
+    group = typer.Typer(help="Build, extend and inspect survey indexes.", no_args_is_help=True)
+    for command in (build, append, verify, info):
+        group.command()(command)
+    app.add_typer(group, name="index")
+
+
+def build(
+    embeddings: Annotated[Path, typer.Argument(help="Directory written by `astroclip embed`.")],
+    out: Annotated[Path, typer.Option(help="Root of the index; gets versions/ and CURRENT.")],
+    survey: Annotated[str, typer.Option(help="Name of the survey, shown in answers.")] = "survey",
+    index_id: Annotated[str | None, typer.Option("--id", help="Short name in URLs; default from --survey.")] = None,
+    previews: Previews = None,
+    hnsw: Annotated[str, typer.Option(help="Graph search: auto (from 100,000 vectors), always, never.")] = "auto",
+    float32: Annotated[bool, typer.Option("--float32", help="Store float32 vectors instead of float16.")] = False,
+    prop: Annotated[
+        list[str] | None, typer.Option("--property", help="COLUMN=UNIT to estimate besides the standard ones.")
+    ] = None,
+    licence: Annotated[str, typer.Option(help="Licence of the survey's data.")] = "",
+    cite: Annotated[list[str] | None, typer.Option(help="Citation the survey asks for; repeatable.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Write OUT as one plain directory, to ship.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Build an index from embedding parts and publish it."""
+    from index.build import BuildOptions, build_index
+
+    if hnsw not in ("auto", "always", "never"):
+        raise typer.BadParameter("wanted auto, always or never", param_hint="--hnsw")
+    options = BuildOptions(
+        hnsw=hnsw,  # type: ignore[arg-type]
+        vector_dtype="float32" if float32 else "float16",
+        properties=_properties(prop or []),
+        licence=licence,
+        citations=tuple(cite or ()),
+    )
+    with _Steps(quiet) as steps:
+        folder = build_index(
+            embeddings,
+            out,
+            survey=survey,
+            index_id=index_id,
+            previews=previews,
+            options=options,
+            plain=plain,
+            progress=steps.say,
+        )
+    _show(folder)
+
+
+def append(
+    root: Annotated[Path, typer.Argument(help="Root of the index to extend.")],
+    embeddings: Annotated[Path, typer.Argument(help="Directory written by `astroclip embed`, same model.")],
+    previews: Previews = None,
+    quiet: Quiet = False,
+) -> None:
+    """Publish a new version of an index that also holds new objects."""
+    from index.build import append_index
+
+    with _Steps(quiet) as steps:
+        folder = append_index(root, embeddings, previews=previews, progress=steps.say)
+    _show(folder)
+
+
+def verify(index: IndexDir, as_json: AsJson = False) -> None:
+    """Check every file of an index against its manifest and open it. Exit code 1 if any is damaged."""
+    from astroclip.errors import IndexFileError
+    from index.manifest import Manifest, check_files
+    from index.store import SurveyIndex, resolve
+
+    folder = resolve(index)
+    manifest, sha256 = Manifest.read(folder)
+    rows: list[dict[str, Any]] = []
+    for name, entry in manifest.files.items():
+        try:
+            check_files(folder, manifest, [name])
+            problem = None
+        except IndexFileError as error:
+            problem = error.message
+        rows.append({"file": name, "bytes": entry.bytes, "problem": problem})
+    good = all(row["problem"] is None for row in rows)
+    if good:
+        SurveyIndex.open(folder, verify=False)
+    if as_json:
+        print(
+            json.dumps({"ok": good, "index_id": manifest.index_id, "manifest_sha256": sha256, "files": rows}, indent=2)
+        )
+    else:
+        _print_files(manifest.index_id, rows)
+    if not good:
+        raise typer.Exit(1)
+
+
+def info(index: IndexDir, as_json: AsJson = False) -> None:
+    """Show what an index holds, without reading its vectors."""
+    from index.manifest import Manifest
+    from index.store import resolve
+
+    folder = resolve(index)
+    if as_json:
+        Manifest.read(folder)
+        print((folder / "manifest.json").read_text(), end="")
+    else:
+        _show(folder)
+
+
+def _show(folder: Path) -> None:
+    """Tables of a manifest on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from index.manifest import Manifest
+
+    manifest, sha256 = Manifest.read(folder)
+    size = sum(entry.bytes for entry in manifest.files.values())
+    table = Table(title=f"index {manifest.index_id}", show_header=False, title_justify="left")
+    table.add_row("survey", manifest.survey)
+    table.add_row("version", f"{manifest.version}, {manifest.created}")
+    table.add_row("model", f"{manifest.model['id']}  {manifest.model['sha256'][:16]}")
+    table.add_row("preprocessing", manifest.preprocess_version)
+    counts = manifest.counts
+    table.add_row("objects", f"{counts['objects']:,} ({counts['image']:,} images, {counts['spectrum']:,} spectra)")
+    table.add_row("not embedded", f"{counts['skipped']:,}")
+    table.add_row("vectors", f"{manifest.dim}-d {manifest.vector_dtype}")
+    for modality in ("image", "spectrum"):
+        table.add_row(f"search of {modality}", _search_line(manifest.backends.get(modality)))
+    table.add_row("properties", ", ".join(f"{n} [{u}]" if u else n for n, u in manifest.properties.items()) or "none")
+    table.add_row("previews", "yes" if manifest.previews else "no")
+    table.add_row("size", f"{size / 2**20:.1f} MiB in {len(manifest.files)} files")
+    table.add_row("licence", manifest.licence or "not stated")
+    for citation in manifest.citations:
+        table.add_row("cite", citation)
+    table.add_row("manifest", sha256)
+    Console().print(table)
+
+
+def _search_line(backend: dict[str, Any] | None) -> str:
+    """How a table is searched: exact, or the least breadth of the graph and its recall@10 for each query modality."""
+    if backend is None:
+        return "exact"
+    from index.planner import plan
+
+    recall = backend["hnsw"]["recall"]
+    parts = []
+    for query in sorted({entry["query"] for entry in recall}):
+        chosen = plan(recall, k=10, survivors=0, filtered=False, query_modality=query)
+        found = f"ef {chosen.ef}, recall@10 {chosen.expected_recall:.4f}" if chosen.mode == "hnsw" else "exact"
+        parts.append(f"from {query}: {found}")
+    return f"hnsw M={backend['hnsw']['m']}; " + "; ".join(parts)
+
+
+def _print_files(index_id: str, rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("file", "bytes", "state", title=f"index {index_id}", title_justify="left")
+    for row in rows:
+        state = "[green]ok[/]" if row["problem"] is None else f"[red]{row['problem']}[/]"
+        table.add_row(row["file"], f"{row['bytes']:,}", state)
+    Console().print(table)
+
+
+def _properties(pairs: list[str]) -> dict[str, str]:
+    out = {}
+    for pair in pairs:
+        name, equals, unit = pair.partition("=")
+        if not name or not equals:
+            raise typer.BadParameter(f"{pair!r}: wanted COLUMN=UNIT", param_hint="--property")
+        out[name] = unit
+    return out
+
+
+class _Steps:
+    """A spinner on standard error that names the step in progress."""
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.console import Console
+
+        self._status = Console(stderr=True, quiet=quiet).status("starting")
+
+    def __enter__(self) -> _Steps:
+        self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
+
+    def say(self, step: str) -> None:
+        self._status.update(step)
