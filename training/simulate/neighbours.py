@@ -1,0 +1,106 @@
+"""What else falls on a cutout: foreground stars and other galaxies, with the sky's number counts.
+
+Galaxies: N(<r) from about 10^4.55 a square degree at r = 23, slope 0.34 dex a magnitude (Yasuda et al. 2001, AJ 122,
+1104; Capak et al. 2007, ApJS 172, 99), their colours and shapes borrowed from a pool of simulated galaxies, their
+sizes from the size-magnitude relation of faint galaxies (Shen et al. 2003 bent at the faint end: median 0.5 arcsec at
+r = 22.5). Stars: 10^3.7 a square degree at r = 22 at high latitude, slope 0.13 (Bahcall & Soneira 1980), colours along
+the stellar locus (Covey et al. 2007, AJ 134, 2398).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from training.simulate.canvas import Canvas
+
+__all__ = ["Neighbours", "Pool", "draw_neighbours", "paint"]
+
+FloatArray = npt.NDArray[np.float64]
+Array = npt.NDArray[np.float32]
+
+FAINTEST, BRIGHTEST = 23.5, 14.0  # r magnitudes
+_GALAXY_COUNT_23, _GALAXY_SLOPE = 10.0**4.55, 0.34  # per square degree brighter than r = 23
+_STAR_COUNT_22, _STAR_SLOPE = 10.0**3.7, 0.13
+_GALAXY_BRIGHTEST = 17.0
+SMALL, LARGE = 64, 192  # canvas sizes in pixels
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Colours (N,2: g-r, r-z), axis ratios and bulge fractions (N,) of galaxies to borrow from."""
+
+    colours: FloatArray
+    axis_ratio: FloatArray
+    bulge_fraction: FloatArray
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """M sources: x, y arcsec from the stamp's centre; flux (M,3) nanomaggies; radius arcsec, 0 for a star."""
+
+    x: FloatArray
+    y: FloatArray
+    flux: FloatArray
+    radius: FloatArray
+    axis_ratio: FloatArray
+    pa_deg: FloatArray
+    index: FloatArray
+
+
+def _magnitudes(count: float, pivot: float, slope: float, bright: float, area: float, rng: np.random.Generator) -> FloatArray:
+    """A Poisson draw of magnitudes with N(<m) = count 10^(slope (m - pivot)) a square degree over `area` of them."""
+    low, high = (10.0 ** (slope * (m - pivot)) for m in (bright, FAINTEST))
+    n = rng.poisson(count * (high - low) * area)
+    return pivot + np.log10(rng.uniform(low, high, n)) / slope
+
+
+def draw_neighbours(pool: Pool, half_width: float, rng: np.random.Generator) -> Neighbours:
+    """Sources over a square of +-`half_width` arcsec."""
+    area = (2.0 * half_width / 3600.0) ** 2
+    galaxies = _magnitudes(_GALAXY_COUNT_23, 23.0, _GALAXY_SLOPE, _GALAXY_BRIGHTEST, area, rng)
+    stars = _magnitudes(_STAR_COUNT_22, 22.0, _STAR_SLOPE, BRIGHTEST, area, rng)
+    n_gal, n_star = len(galaxies), len(stars)
+    borrowed = rng.integers(0, len(pool.axis_ratio), n_gal)
+    size = 0.5 * 10.0 ** (-0.11 * (galaxies - 22.5)) * rng.lognormal(0.0, 0.45, n_gal)
+    g_r = np.where(rng.random(n_star) < 0.45, rng.normal(1.42, 0.09, n_star), rng.uniform(0.25, 1.4, n_star))
+    r_z = np.where(g_r > 1.25, rng.uniform(0.9, 2.3, n_star), 0.75 * g_r - 0.1)
+    colours = np.concatenate([pool.colours[borrowed], np.stack([g_r, r_z], axis=1)])
+    r_mag = np.concatenate([galaxies, stars])
+    magnitudes = np.stack([r_mag + colours[:, 0], r_mag, r_mag - colours[:, 1]], axis=1)
+    n = n_gal + n_star
+    return Neighbours(
+        x=rng.uniform(-half_width, half_width, n),
+        y=rng.uniform(-half_width, half_width, n),
+        flux=10.0 ** (-0.4 * (magnitudes - 22.5)),
+        radius=np.concatenate([size, np.zeros(n_star)]),
+        axis_ratio=np.concatenate([pool.axis_ratio[borrowed], np.ones(n_star)]),
+        pa_deg=rng.uniform(0.0, 180.0, n),
+        index=np.concatenate([np.where(pool.bulge_fraction[borrowed] > 0.5, 4.0, 1.0), np.ones(n_star)]),
+    )
+
+
+def paint(
+    pixels: Array, sources: Neighbours, canvases: dict[int, Canvas], psfs: dict[int, Array]
+) -> None:
+    """Add the sources' light to `pixels` (3, S, S) in place; bright ones on the large canvas, which holds their wings.
+
+    canvases, psfs: canvas and PSF transforms (3, ...) by size, SMALL and LARGE.
+    """
+    stamp = pixels.shape[-1]
+    scale = canvases[SMALL].scale
+    for i in range(len(sources.x)):
+        size = LARGE if sources.flux[i, 1] > 100.0 or sources.radius[i] > 2.0 else SMALL
+        canvas = canvases[size]
+        # Whole pixels by placing the small canvas, the remainder by a phase.
+        column, row = (round(float(v) / scale) for v in (sources.x[i], sources.y[i]))
+        light = canvas.phase(sources.x[i] - column * scale, sources.y[i] - row * scale)
+        if sources.radius[i] > 0.0:
+            light = light * canvas.sersic(sources.index[i], sources.radius[i], sources.axis_ratio[i], sources.pa_deg[i])
+        drawn = canvas.image(light * psfs[size] * sources.flux[i].astype(np.float32)[:, None, None])
+        x0, y0 = (stamp - size) // 2 + column, (stamp - size) // 2 + row
+        xs, ys = slice(max(x0, 0), min(x0 + size, stamp)), slice(max(y0, 0), min(y0 + size, stamp))
+        if xs.start < xs.stop and ys.start < ys.stop:
+            pixels[:, ys, xs] += drawn[:, ys.start - y0 : ys.stop - y0, xs.start - x0 : xs.stop - x0]
