@@ -104,8 +104,8 @@ class Embedder:
             if isinstance(batch[0], GridImage):
                 vectors = self.model.get_image_features(tensor([b.pixels for b in batch]))  # type: ignore[union-attr]
             else:
-                vectors = self.model.get_spectrum_features(  # type: ignore[union-attr]
-                    tensor([b.flux for b in batch]),
+                vectors = self.model.get_spectrum_features(
+                    tensor([b.flux for b in batch]),  # type: ignore[union-attr]
                     tensor([b.ivar for b in batch]),  # type: ignore[union-attr]
                 )
         return vectors.float().cpu().numpy()

@@ -1,7 +1,7 @@
 """The exception tree. Every error a caller can meet is one of these.
 
     AstroClipError
-    |-- InputError          readable but unusable, or malformed, input          HTTP 422 (400 where the request itself is malformed)
+    |-- InputError          readable but unusable input                         HTTP 422 (a malformed request: 400)
     |   `-- MediaTypeError  bytes of a type we do not read                      HTTP 415
     |-- LimitError          larger than a stated limit                          HTTP 413
     |-- NotFoundError       no such object, column, property or index           HTTP 404

@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, IterableDataset
 
 from astroclip.models import AstroCLIPConfig, AstroCLIPModel, AstroCLIPProcessor
@@ -20,6 +21,8 @@ from training.settings import StageSettings
 from training.split import split_shards
 
 __all__ = ["RowBatches", "Stage", "export_model", "load_split", "new_model", "run_stage", "warmup_cosine"]
+
+_ALL_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class RowBatches(IterableDataset):
@@ -157,7 +160,10 @@ def run_stage(module: Stage, callbacks: list[Callback] | None = None, progress: 
         use_distributed_sampler=False,
     )
     last = out / "last.ckpt"
-    trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=True if last.exists() else None)
+    # On a CPU the plain product beats the fused kernel at 65 tokens (1.2 to 1.5 times, forward and backward).
+    kernels = [SDPBackend.MATH] if module.device.type == "cpu" and not torch.cuda.is_available() else _ALL_KERNELS
+    with sdpa_kernel(kernels):
+        trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=True if last.exists() else None)
     trainer.save_checkpoint(last)
     return out
 

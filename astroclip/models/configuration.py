@@ -41,8 +41,8 @@ class SpectrumTowerConfig:
     stem: tuple[int, ...] = (64, 128)
     embed_dim: int = 256
     n_layers: int = 4
-    n_heads: int = 8
-    mlp_ratio: int = 4
+    n_heads: int = 4
+    mlp_ratio: int = 2
     head_width: int = 256
     head_heads: int = 4
 
@@ -97,7 +97,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "demo": {},
     "resnet50": {
         "image": {"arch": "resnet50", "hidden": 2048},
-        "spectrum": {"embed_dim": 768, "n_layers": 6, "n_heads": 6, "head_width": 128},
+        "spectrum": {"embed_dim": 768, "n_layers": 6, "n_heads": 6, "mlp_ratio": 4, "head_width": 128},
     },
     "tiny": {
         "image": {"width": 8, "hidden": 16},
