@@ -80,11 +80,7 @@ def _desi_planes(by_name: dict[str, Hdu], arm: str) -> tuple[Array, Array, Array
             mend="Copy the arm's extensions together.",
         )
     ivar = np.atleast_2d(by_name[f"{arm}_IVAR"].image())
-    mask = (
-        np.atleast_2d(by_name[f"{arm}_MASK"].image())
-        if f"{arm}_MASK" in by_name
-        else np.zeros(flux.shape, "i4")
-    )
+    mask = np.atleast_2d(by_name[f"{arm}_MASK"].image()) if f"{arm}_MASK" in by_name else np.zeros(flux.shape, "i4")
     if (
         not flux.shape == ivar.shape == mask.shape
         or flux.ndim != 2
@@ -106,9 +102,7 @@ def _desi_identities(fibermap: Hdu | None, count: int) -> list[dict[str, Any]]:
         return [{"object_id": None} for _ in range(count)]
     names = fibermap.columns()
     ids = fibermap.read("targetid") if "targetid" in names else None
-    position = {
-        key: fibermap.read(column) if (column := role_of(names, key)) else None for key in ("ra", "dec")
-    }
+    position = {key: fibermap.read(column) if (column := role_of(names, key)) else None for key in ("ra", "dec")}
     kinds = fibermap.read("objtype") if "objtype" in names else None
     identities: list[dict[str, Any]] = []
     for row in range(count):

@@ -35,9 +35,7 @@ _WIDTHS = {"L": 1, "B": 1, "I": 2, "J": 4, "K": 8, "E": 4, "D": 8, "A": 1, "C": 
 _BITPIX = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 
 
-def damaged(
-    what: str, mend: str = "Download or write the file again.", code: str = "damaged_fits"
-) -> InputError:
+def damaged(what: str, mend: str = "Download or write the file again.", code: str = "damaged_fits") -> InputError:
     return refusal(code, found=f"a FITS file {what}", wanted="a complete, standard FITS file", mend=mend)
 
 
@@ -132,11 +130,7 @@ def _scaled(raw: npt.NDArray[Any], scale: Any, zero: Any, blank: Any, where: str
     blanks = native == blank if isinstance(blank, int) else None
     if (scale, zero) != (1, 0):
         as_integer = scale == 1 and isinstance(zero, int) or float(zero).is_integer() and scale == 1
-        native = (
-            native.astype("i8") + int(zero)
-            if as_integer and abs(zero) < 2**31
-            else native * float(scale) + zero
-        )
+        native = native.astype("i8") + int(zero) if as_integer and abs(zero) < 2**31 else native * float(scale) + zero
     if blanks is not None and blanks.any():
         native = np.where(blanks, np.nan, native)
     return native
@@ -180,9 +174,7 @@ def _is_padding(data: bytes, offset: int) -> bool:
     return not data[offset : offset + BLOCK].strip(b"\0 ")
 
 
-def _parse_header(
-    data: bytes, offset: int, budget: int, limits: ReaderLimits
-) -> tuple[dict[str, Any], str, int, int]:
+def _parse_header(data: bytes, offset: int, budget: int, limits: ReaderLimits) -> tuple[dict[str, Any], str, int, int]:
     """(keywords, COMMENT/HISTORY text, offset of the data, cards read); first of repeated keywords wins."""
     header: dict[str, Any] = {}
     comments: list[str] = []

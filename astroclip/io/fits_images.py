@@ -74,7 +74,7 @@ def images_from_fits(hdus: Sequence[Hdu], options: ImageOptions, limits: ReaderL
     ra, dec = _centre(header, cube.shape[1:])
     name = header.get("OBJECT")
     raw = RawImage(
-        cube * np.float32(factor),
+        _times(cube, factor),
         bands,
         scale,
         bad,
@@ -84,6 +84,12 @@ def images_from_fits(hdus: Sequence[Hdu], options: ImageOptions, limits: ReaderL
         flags=tuple(flags),
     )
     return [assemble_image(raw, limits)]
+
+
+def _times(cube: Array, factor: float) -> Array:
+    """`cube` in nanomaggies; what overflows becomes infinite and is masked later."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return cube * np.float32(factor)
 
 
 def _is_picture(hdu: Hdu) -> bool:
@@ -127,11 +133,7 @@ def _stated_bands(hdu: Hdu, planes: int) -> tuple[str, ...] | None:
     header = hdu.header
     stated = header.get("BANDS")
     if isinstance(stated, str) and stated.strip():
-        names = (
-            re.split(r"[\s,]+", stated.strip())
-            if re.search(r"[\s,]", stated.strip())
-            else list(stated.strip())
-        )
+        names = re.split(r"[\s,]+", stated.strip()) if re.search(r"[\s,]", stated.strip()) else list(stated.strip())
         if len(names) != planes:
             raise refusal(
                 "band_mismatch",
@@ -193,9 +195,7 @@ def _stack(images: list[_Planes], options: ImageOptions, flags: list[Flag]) -> t
         bands = tuple(name for b in stated if b for name in b)
     elif len(cube) == len(DEFAULT_BANDS):
         bands = DEFAULT_BANDS
-        flags.append(
-            Flag("assumed_bands", "The file names no bands; g, r, z were assumed for its three planes.")
-        )
+        flags.append(Flag("assumed_bands", "The file names no bands; g, r, z were assumed for its three planes."))
     else:
         raise refusal(
             "unknown_bands",
@@ -236,9 +236,7 @@ def _bad_pixels(planes: list[_Planes], cube: Array, bands: tuple[str, ...]) -> n
 def _number(header: Header, key: str) -> float | None:
     value = header.get(key)
     return (
-        float(value)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)
-        else None
+        float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value) else None
     )
 
 
@@ -248,8 +246,9 @@ def _scale(header: Header, options: ImageOptions, flags: list[Flag]) -> float:
         return options.pixel_scale_arcsec
     matrix = _cd_matrix(header)
     if matrix is not None:
-        sides = np.hypot(matrix[0], matrix[1]) * 3600.0  # of a column of the matrix: one step in x, one in y
-        area = abs(float(np.linalg.det(matrix))) * 3600.0**2
+        with np.errstate(over="ignore", invalid="ignore"):
+            sides = np.hypot(matrix[0], matrix[1]) * 3600.0  # of a column of the matrix: one step in x, one in y
+            area = abs(float(np.linalg.det(matrix))) * 3600.0**2
         if area > 0:
             if max(sides) > 1.02 * min(sides):
                 flags.append(
@@ -264,9 +263,7 @@ def _scale(header: Header, options: ImageOptions, flags: list[Flag]) -> float:
         if value:
             return value
     flags.append(
-        Flag(
-            "assumed_pixel_scale", f"The file gives no pixel scale; {LEGACY_SCALE_ARCSEC} arcsec was assumed."
-        )
+        Flag("assumed_pixel_scale", f"The file gives no pixel scale; {LEGACY_SCALE_ARCSEC} arcsec was assumed.")
     )
     return LEGACY_SCALE_ARCSEC
 
@@ -285,9 +282,7 @@ def _cd_matrix(header: Header) -> Array | None:
     ):
         return None
     pc = [[_number(header, f"PC{i}_{j}") for j in (1, 2)] for i in (1, 2)]
-    matrix = np.array(
-        [[float(i == j) if pc[i][j] is None else pc[i][j] for j in (0, 1)] for i in (0, 1)], dtype=float
-    )
+    matrix = np.array([[float(i == j) if pc[i][j] is None else pc[i][j] for j in (0, 1)] for i in (0, 1)], dtype=float)
     return matrix * np.array([[steps[0]], [steps[1]]]) * to_deg
 
 
@@ -300,18 +295,14 @@ def _factor(header: Header, scale: float, flags: list[Flag]) -> float:
     of pixel areas.
     """
     survey = str(header.get("SURVEY", ""))
-    zero_point = next(
-        (z for key in ("MAGZERO", "MAGZP", "MAGZPT") if (z := _number(header, key)) is not None), None
-    )
+    zero_point = next((z for key in ("MAGZERO", "MAGZP", "MAGZPT") if (z := _number(header, key)) is not None), None)
     unit = header.get("BUNIT")
     legacy = bool(_LEGACY.match(survey.strip()))
     factor = image_factor(unit if isinstance(unit, str) else None, zero_point)
     if factor is None:
         factor = 1.0
         if not legacy:
-            flags.append(
-                Flag("assumed_flux_unit", "The file states no unit; nanomaggies per pixel were assumed.")
-            )
+            flags.append(Flag("assumed_flux_unit", "The file states no unit; nanomaggies per pixel were assumed."))
     if legacy and abs(scale / LEGACY_SCALE_ARCSEC - 1) > NATIVE_TOLERANCE:
         factor *= (scale / LEGACY_SCALE_ARCSEC) ** 2
         flags.append(

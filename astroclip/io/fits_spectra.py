@@ -156,12 +156,7 @@ def _table_position(hdu: Hdu, primary: Hdu, row: int, vectors: bool) -> dict[str
 def _line_hdu(hdus: Sequence[Hdu]) -> Hdu | None:
     """A 1-D image with a linear or logarithmic wavelength axis."""
     for hdu in hdus:
-        if (
-            hdu.kind == "image"
-            and hdu.shape
-            and max(hdu.shape) == np.prod(hdu.shape)
-            and "CRVAL1" in hdu.header
-        ):
+        if hdu.kind == "image" and hdu.shape and max(hdu.shape) == np.prod(hdu.shape) and "CRVAL1" in hdu.header:
             if hdu.header.get("CDELT1", hdu.header.get("CD1_1")) is not None and max(hdu.shape) > 1:
                 return hdu
     return None
@@ -171,9 +166,7 @@ def _line(hdu: Hdu) -> RawSpectrum:
     """WCS of one axis: wave = CRVAL1 + (i + 1 - CRPIX1) CDELT1, log10 where DC-FLAG is 1 or CTYPE1 says so;
     CTYPE1 AWAV is air (Greisen et al. 2006, A&A 446, 747)."""
     header = hdu.header
-    start, step = (
-        finite_or_none(header.get(k)) for k in ("CRVAL1", "CDELT1" if "CDELT1" in header else "CD1_1")
-    )
+    start, step = (finite_or_none(header.get(k)) for k in ("CRVAL1", "CDELT1" if "CDELT1" in header else "CD1_1"))
     reference = finite_or_none(header.get("CRPIX1", 1.0))
     if start is None or step is None or reference is None:
         raise refusal(
@@ -186,9 +179,7 @@ def _line(hdu: Hdu) -> RawSpectrum:
     axis = start + (np.arange(max(hdu.shape)) + 1 - reference) * step
     ctype = str(header.get("CTYPE1", "")).upper()
     logarithmic = header.get("DC-FLAG") == 1 or "LOG" in ctype
-    medium: Literal["air", "vacuum"] | None = medium_of(
-        ctype, text_or_none(header.get("CUNIT1")), hdu.comments
-    )
+    medium: Literal["air", "vacuum"] | None = medium_of(ctype, text_or_none(header.get("CUNIT1")), hdu.comments)
     if ctype.startswith("WAVE"):
         medium = "vacuum"
     if header.get("VACUUM") is True:

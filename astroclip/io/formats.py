@@ -240,9 +240,7 @@ def _check_unpacked(total: int, packed: int, limits: ReaderLimits) -> None:
         )
 
 
-def plain_bytes(
-    data: bytes, media_type: str | None, name: str | None, limits: ReaderLimits
-) -> tuple[str, bytes]:
+def plain_bytes(data: bytes, media_type: str | None, name: str | None, limits: ReaderLimits) -> tuple[str, bytes]:
     """(format, bytes) with the size checked and gzip undone; the format is never "fits.gz"."""
     if len(data) > limits.max_file_bytes:
         raise over_limit(

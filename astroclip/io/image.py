@@ -16,9 +16,7 @@ from astroclip.types import Flag, Image, Quality
 __all__ = ["DEFAULT_BANDS", "LEGACY_SCALE_ARCSEC", "RawImage", "assemble_image", "band_name"]
 
 DEFAULT_BANDS = ("g", "r", "z")
-LEGACY_SCALE_ARCSEC = (
-    0.262  # native pixel of the DESI Legacy Imaging Surveys coadds (Dey et al. 2019, AJ 157, 168)
-)
+LEGACY_SCALE_ARCSEC = 0.262  # native pixel of the DESI Legacy Imaging Surveys coadds (Dey et al. 2019, AJ 157, 168)
 MAX_SCALE_ARCSEC = 60.0
 
 _BAND = re.compile(

@@ -181,9 +181,7 @@ class MmuFile:
             scale = float(np.ravel(cells["image_scale"])[0])
         else:
             scale = LEGACY_SCALE_ARCSEC
-            flags.append(
-                Flag("assumed_pixel_scale", f"The file gives no pixel scale; {scale} arcsec was assumed.")
-            )
+            flags.append(Flag("assumed_pixel_scale", f"The file gives no pixel scale; {scale} arcsec was assumed."))
         bad = np.zeros(pixels.shape, dtype=bool)
         if "image_mask" in cells and cells["image_mask"].shape == pixels.shape:
             bad |= cells["image_mask"] != 0

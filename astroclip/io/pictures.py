@@ -82,9 +82,7 @@ def image_from_colours(colours: npt.NDArray[np.uint8], options: ImageOptions, li
     scale = options.pixel_scale_arcsec
     if scale is None:
         scale = LEGACY_SCALE_ARCSEC
-        flags.append(
-            Flag("assumed_pixel_scale", f"The picture gives no pixel scale; {scale} arcsec was assumed.")
-        )
+        flags.append(Flag("assumed_pixel_scale", f"The picture gives no pixel scale; {scale} arcsec was assumed."))
     if options.bands is not None and set(options.bands) != set(DEFAULT_BANDS):
         raise refusal(
             "band_mismatch",
@@ -96,14 +94,10 @@ def image_from_colours(colours: npt.NDArray[np.uint8], options: ImageOptions, li
     saturated = (colours >= SATURATED).any(axis=-1)
     if saturated.any():
         share = 100.0 * float(saturated.mean())
-        flags.append(
-            Flag("saturated", f"{share:.2g} % of the pixels are saturated; their fluxes are lower limits.")
-        )
+        flags.append(Flag("saturated", f"{share:.2g} % of the pixels are saturated; their fluxes are lower limits."))
     area = (scale / LEGACY_SCALE_ARCSEC) ** 2
     pixels = colours_to_nanomaggies(colours / 255.0) * area
-    raw = RawImage(
-        np.moveaxis(pixels, -1, 0)[::-1], DEFAULT_BANDS, scale, calibrated=False, flags=tuple(flags)
-    )
+    raw = RawImage(np.moveaxis(pixels, -1, 0)[::-1], DEFAULT_BANDS, scale, calibrated=False, flags=tuple(flags))
     return assemble_image(raw, limits)
 
 

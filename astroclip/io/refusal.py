@@ -20,11 +20,7 @@ def refusal(
     return kind(f"Found {found}; wanted {wanted}. {mend}", code=code, field=field)
 
 
-def over_limit(
-    code: str, *, what: str, found: float | int, limit: float | int, unit: str, mend: str
-) -> LimitError:
+def over_limit(code: str, *, what: str, found: float | int, limit: float | int, unit: str, mend: str) -> LimitError:
     """A `LimitError` that carries the limit as a number beside the sentence."""
     shown, bound = (f"{v:,}" if isinstance(v, int) else f"{v:,.1f}" for v in (found, limit))
-    return LimitError(
-        f"Found {what} of {shown} {unit}; wanted at most {bound} {unit}. {mend}", code=code, limit=limit
-    )
+    return LimitError(f"Found {what} of {shown} {unit}; wanted at most {bound} {unit}. {mend}", code=code, limit=limit)

@@ -157,9 +157,7 @@ def _to_vacuum(wave: FloatArray, raw: RawSpectrum, options: SpectrumOptions, fla
     wave = wave_to_angstrom(wave, unit)
     medium = options.medium or raw.medium
     if medium is None:
-        flags.append(
-            Flag("assumed_vacuum", "The file does not say air or vacuum; vacuum wavelengths were assumed.")
-        )
+        flags.append(Flag("assumed_vacuum", "The file does not say air or vacuum; vacuum wavelengths were assumed."))
     elif medium == "air":
         flags.append(Flag("converted_from_air", "Air wavelengths were converted to vacuum."))
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -207,9 +205,7 @@ def _bad_ivar(ivar: FloatArray, flags: list[Flag]) -> npt.NDArray[np.bool_]:
         )
     if negative.any():
         flags.append(
-            Flag(
-                "negative_ivar", f"{int(negative.sum())} negative inverse variances were taken as bad pixels."
-            )
+            Flag("negative_ivar", f"{int(negative.sum())} negative inverse variances were taken as bad pixels.")
         )
     return ~np.isfinite(ivar) | (ivar <= 0)
 
@@ -306,8 +302,6 @@ def estimate_ivar(flux: FloatArray, good: npt.NDArray[np.bool_]) -> FloatArray:
     floor = NOISE_FLOOR * float(np.median(np.abs(f)))
     if floor == 0.0:
         floor = NOISE_FLOOR * float(np.abs(f).max()) or 1.0
-    centres = index[2:-2][
-        np.cumsum([0] + [b.size for b in blocks[:-1]]) + np.array([b.size for b in blocks]) // 2
-    ]
+    centres = index[2:-2][np.cumsum([0] + [b.size for b in blocks[:-1]]) + np.array([b.size for b in blocks]) // 2]
     local = np.interp(np.arange(flux.size), centres, np.maximum(sigma, floor))
     return np.where(good, 1.0 / np.square(local), 0.0)

@@ -58,9 +58,7 @@ def without_empty(spectra: list[Spectrum], options: SpectrumOptions) -> list[Spe
             field="ivar",
         )
     ids = ", ".join(str(s.object_id) for s in dead[:5])
-    note = Flag(
-        "targets_left_out", f"{len(dead)} of {len(spectra)} targets of the file hold no good sample: {ids}."
-    )
+    note = Flag("targets_left_out", f"{len(dead)} of {len(spectra)} targets of the file hold no good sample: {ids}.")
     return [replace(s, quality=s.quality.with_flags(note)) for s in spectra if not s.mask.all()]
 
 

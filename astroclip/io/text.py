@@ -65,9 +65,7 @@ def spectrum_from_text(data: bytes, options: SpectrumOptions, limits: ReaderLimi
         with np.errstate(invalid="ignore"):
             error = np.sqrt(pick["variance"])
     units = _comment_units(comments) | _ecsv_units(comments) | {k: v for k, v in own_units.items() if v}
-    medium: Literal["air", "vacuum"] | None = medium_of(wave, units.get(wave)) or medium_of(
-        "\n".join(comments)
-    )
+    medium: Literal["air", "vacuum"] | None = medium_of(wave, units.get(wave)) or medium_of("\n".join(comments))
     raw = RawSpectrum(
         wave=pick["wave"],
         flux=pick["flux"],
@@ -200,9 +198,7 @@ def _ecsv_units(comments: list[str]) -> dict[str, str]:
     return {m[1].lower(): m[2] for c in comments if (m := _ECSV.search(c)) and m[2]}
 
 
-_STATED = re.compile(
-    r"^(wave\w*|lambda|flux\w*)\s*[-_ ]?\s*(?:units?)?\s*(?:[:=]|\bin\b)\s*(.+)$", re.IGNORECASE
-)
+_STATED = re.compile(r"^(wave\w*|lambda|flux\w*)\s*[-_ ]?\s*(?:units?)?\s*(?:[:=]|\bin\b)\s*(.+)$", re.IGNORECASE)
 
 
 def _comment_units(comments: list[str]) -> dict[str, str]:

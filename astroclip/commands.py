@@ -1,0 +1,117 @@
+"""`astroclip embed`: the library's own sub-command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from astroclip.errors import InputError
+
+__all__ = ["register"]
+
+DEMO_MODEL = Path(__file__).resolve().parents[1] / "service" / "demo" / "model"  # a checkout has it, the wheel has not
+
+
+def register(app: typer.Typer) -> None:
+    """Add `embed` to the command line."""
+    app.command()(embed)
+
+
+def embed(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Files, folders, Multimodal Universe HDF5 / Parquet, or catalogues with columns `image`, `spectrum`.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the parts; run again with the same one to resume.")],
+    model: Annotated[
+        Path | None, typer.Option(help="Model directory; default: the demo model.", envvar="ASTROCLIP_MODEL_DIR")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Objects in one pass of the model.")] = 64,
+    part_rows: Annotated[int, typer.Option(min=1, help="Rows of one part, about.")] = 2_000,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that read ahead of the model.")] = min(
+        4, os.cpu_count() or 1
+    ),
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many rows.")] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Redo parts that hold rows with errors.")
+    ] = False,
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress bar.")] = False,
+) -> None:
+    """Embed a catalogue of images and spectra into Parquet parts; resumes where it was stopped."""
+    from astroclip.batch import embed_catalog
+    from astroclip.embed import Embedder
+
+    embedder = Embedder.from_pretrained(_model(model), device=device, dtype=dtype, batch_size=batch_size)
+    _say(f"Model {embedder.model_id} ({embedder.model_sha256[:12]}) on {embedder.device}: {embedder.dtype_reason}.")
+    with _bar(no_progress) as advance:
+        report = embed_catalog(
+            inputs,
+            out,
+            embedder,
+            limit=limit,
+            part_rows=part_rows,
+            workers=workers,
+            retry_failed=retry_failed,
+            advance=advance,
+        )
+    for name in report.skipped_files[:5]:
+        _say(f"Left out {name}: a table that is no spectrum. Name it as INPUT if it is a catalogue of files.")
+    resumed = f", {report.parts_skipped} of them from before" if report.parts_skipped else ""
+    _say(f"{report.rows:,} rows in {report.parts} parts{resumed}; {report.failed:,} with errors -> {out}")
+
+    if report.rows and report.failed == report.rows:
+        raise typer.Exit(1)
+
+
+def _model(model: Path | None) -> Path:
+    if model is not None:
+        return model
+    if DEMO_MODEL.is_dir():
+        return DEMO_MODEL
+    raise InputError(
+        "Found no model; wanted --model DIR or ASTROCLIP_MODEL_DIR. The demo model comes with a checkout, not with the "
+        "installed library.",
+        code="no_model",
+        field="model",
+    )
+
+
+@contextmanager
+def _bar(hidden: bool) -> Iterator[Callable[[int, int, int], None] | None]:
+    """A progress bar with rate and time left, on standard error."""
+    if hidden:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("embedding"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("embed", total=None, rate="")
+
+        def advance(_: int, done: int, total: int) -> None:
+            speed = progress.tasks[0].speed
+            progress.update(task, completed=done, total=total, rate=f"{speed:,.0f} rows/s" if speed else "")
+
+        yield advance
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
