@@ -1,0 +1,336 @@
+"""Answers: a request searched, judged and written down. Everything here runs in the search pool.
+
+    request + embedded uploads -> Resolved -> hits (filter, exclusion) -> estimates -> trust -> answer model
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+
+from astroclip.errors import InputError, NotFoundError
+from astroclip.types import Flag, Modality, Quality
+from index import Hits, SearchReport, SurveyIndex, assess, estimate
+from service.engine import Embedded, Engine
+from service.query import Resolved, Target, resolve
+from service.schemas import (
+    EstimateAnswer,
+    EstimateModel,
+    EstimateRequest,
+    FlagModel,
+    Hit,
+    ObjectModel,
+    Previews,
+    QualityModel,
+    QueryEcho,
+    SearchAnswer,
+    SearchReportModel,
+    SearchRequest,
+    TrustModel,
+)
+
+__all__ = ["estimate_answer", "object_models", "quality_model", "search_answer", "trust_models"]
+
+FEW_NEIGHBOURS = 3.0  # n_eff below which one neighbour can decide an estimate
+_OWN_COLUMNS = ("object_id", "ra", "dec", "has_image", "has_spectrum", "preview_image", "preview_spectrum", "source")
+_PREVIEW_POINTS = 512
+
+
+def search_answer(
+    engine: Engine, request: SearchRequest, uploads: Mapping[Modality, Embedded], request_id: str
+) -> SearchAnswer:
+    """The answer to a search; the default target is "either"."""
+    resolved, hits, report = _find(engine, request, uploads, request.target or "either")
+    return SearchAnswer(**_common(engine, request, uploads, resolved, hits, report, request_id))
+
+
+def estimate_answer(
+    engine: Engine, request: EstimateRequest, uploads: Mapping[Modality, Embedded], request_id: str
+) -> EstimateAnswer:
+    """The answer to an estimate. Without a target, neighbours are sought in the query's own modality, where the
+    embedding is most precise; a fused query looks at both."""
+    _limit_names(engine, request.properties, "properties")
+    target: Target = request.target or "either"
+    if request.target is None:
+        target = resolve(engine, request.query, uploads, "either").modality or "either"
+    resolved, hits, report = _find(engine, request, uploads, target)
+    with _unknown_is_unusable("properties"):
+        estimates = estimate(engine.index, hits, request.properties, request.coverage)
+    common = _common(engine, request, uploads, resolved, hits, report, request_id)
+    if estimates and 0 < max(e.n_eff for e in estimates) < FEW_NEIGHBOURS:
+        note = "Hardly more than one neighbour carries the estimate; the intervals are too narrow to be believed."
+        common["trust"].flags.append(FlagModel(code="few_neighbours", message=note))
+    models = [
+        EstimateModel(
+            name=e.name, unit=e.unit, value=e.value, lo=e.lo, hi=e.hi, coverage=e.coverage, n_eff=e.n_eff
+        )
+        for e in estimates
+    ]
+    return EstimateAnswer(estimates=models, **common)
+
+
+def _find(
+    engine: Engine, request: SearchRequest, uploads: Mapping[Modality, Embedded], target: Target
+) -> tuple[Resolved, Hits, SearchReport]:
+    settings, index = engine.settings, engine.index
+    k = settings.default_k if request.k is None else request.k
+    if k > settings.max_k:
+        raise InputError(
+            f"k is {k}; wanted 1 to {settings.max_k}. Ask for fewer, or search in parts with a filter.",
+            code="invalid_value",
+            field="k",
+            limit=settings.max_k,
+        )
+    _limit_names(engine, request.columns, "columns")
+    resolved = resolve(engine, request.query, uploads, target)
+    found, report = index.search(
+        resolved.vector[None],
+        target=target,
+        k=k,
+        query_modality=resolved.modality,
+        mask=_mask(index, request.filter),
+        exclude_rows=_excluded(index, resolved, request.exclude_arcsec),
+    )
+    return resolved, found[0], report
+
+
+def _mask(index: SurveyIndex, expression: dict[str, Any] | None) -> npt.NDArray[np.bool_] | None:
+    if expression is None:
+        return None
+    from index.filters import parse_filter
+
+    with _unknown_is_unusable("filter"):
+        return parse_filter(expression).mask(index.catalog)
+
+
+def _excluded(index: SurveyIndex, resolved: Resolved, exclude_arcsec: float | None) -> npt.NDArray[np.int64]:
+    """Rows never to return: the query's own objects, and all within the exclusion radius of its places."""
+    rows = [np.asarray(resolved.own_rows, np.int64)]
+    if exclude_arcsec:
+        if not resolved.places:
+            raise InputError(
+                f"exclude_arcsec is {exclude_arcsec:g}, but the query has no position (a vector, or a file that says "
+                "none). Leave it out, or ask by object or position.",
+                code="no_position",
+                field="exclude_arcsec",
+            )
+        rows += [index.catalog.cone(ra, dec, exclude_arcsec / 3600.0) for ra, dec in resolved.places]
+    return np.unique(np.concatenate(rows))
+
+
+def _common(
+    engine: Engine,
+    request: SearchRequest,
+    uploads: Mapping[Modality, Embedded],
+    resolved: Resolved,
+    hits: Hits,
+    report: SearchReport,
+    request_id: str,
+) -> dict[str, Any]:
+    flags = list(resolved.flags)
+    wanted = engine.settings.default_k if request.k is None else request.k
+    if len(hits) < wanted:
+        note = f"Only {len(hits)} of the {wanted} hits asked for exist behind the filter and exclusions."
+        flags.append(Flag("fewer_hits", note))
+    return {
+        "request_id": request_id,
+        **engine.provenance(),
+        "hits": _hit_models(engine, hits, request.columns),
+        "search": SearchReportModel(
+            mode=report.mode, candidates=report.candidates, expected_recall=_finite(report.expected_recall)
+        ),
+        "trust": _trust(engine.index, resolved, flags),
+        "query": _echo(request, uploads, resolved, engine),
+    }
+
+
+def _hit_models(engine: Engine, hits: Hits, columns: Sequence[str] | None) -> list[Hit]:
+    names = list(columns if columns is not None else engine.index.default_properties)
+    catalog = engine.index.catalog
+    with _unknown_is_unusable("columns"):
+        values = {name: catalog.take(hits.rows, [name]).column(0).to_pylist() for name in dict.fromkeys(names)}
+    places = catalog.take(hits.rows, ["ra", "dec"])
+    ra, dec = places.column(0).to_pylist(), places.column(1).to_pylist()
+    links = _previews(engine.index, hits.rows)
+    return [
+        Hit(
+            object_id=hits.object_ids[i],
+            score=float(hits.scores[i]),
+            percentile=None if hits.percentiles is None else _finite(hits.percentiles[i]),
+            modality=hits.modalities[i],
+            ra=ra[i],
+            dec=dec[i],
+            properties={name: column[i] for name, column in values.items()},
+            previews=links[i],
+        )
+        for i in range(len(hits))
+    ]
+
+
+def _previews(index: SurveyIndex, rows: npt.NDArray[np.int64]) -> list[Previews]:
+    names = [name for name in ("preview_image", "preview_spectrum") if name in index.catalog.columns]
+    if index.previews is None or not names:
+        return [Previews() for _ in rows]
+    out = []
+    for record in index.catalog.take(rows, ["object_id", *names]).to_pylist():
+        base = f"/v1/objects/{quote(record['object_id'], safe='')}"
+        out.append(
+            Previews(
+                image=f"{base}/image.jpg" if record.get("preview_image") else None,
+                spectrum=f"{base}/spectrum.json" if record.get("preview_spectrum") else None,
+            )
+        )
+    return out
+
+
+# --- trust and quality -----------------------------------------------------------------------------------------------
+
+
+def _trust(index: SurveyIndex, resolved: Resolved, flags: Sequence[Flag]) -> TrustModel:
+    """The worst of the modalities that entered; the survey's own object is judged without itself."""
+    judged = [
+        assess(index, vector[None], modality, exclude_rows=resolved.own_rows)[0]
+        for modality, vector in resolved.vectors.items()
+    ]
+    known = [trust.ood_p for trust in judged if trust.ood_p is not None]
+    every = (*flags, *(flag for trust in judged for flag in trust.flags))
+    return TrustModel(ood_p=min(known, default=None), flags=flag_models(every))
+
+
+def trust_models(engine: Engine, embedded: Sequence[Embedded]) -> list[TrustModel | None]:
+    """Trust in each embedded item (one modality), None for those without a vector."""
+    good = [e for e in embedded if e.vector is not None]
+    if not good:
+        return [None] * len(embedded)
+    vectors = np.stack([e.vector for e in good])  # type: ignore[misc]
+    judged = iter(assess(engine.index, vectors, good[0].prepared.modality))
+    out: list[TrustModel | None] = []
+    for e in embedded:
+        if e.vector is None or e.prepared.grid is None:
+            out.append(None)
+            continue
+        trust = next(judged)
+        flags = (*e.prepared.grid.quality.flags, *trust.flags)
+        out.append(TrustModel(ood_p=trust.ood_p, flags=flag_models(flags)))
+    return out
+
+
+def quality_model(quality: Quality) -> QualityModel:
+    return QualityModel(
+        masked_fraction=_finite(quality.masked_fraction) or 0.0,
+        snr=_finite(quality.snr),
+        coverage=_finite(quality.coverage),
+        flags=flag_models(quality.flags),
+    )
+
+
+def flag_models(flags: Sequence[Flag]) -> list[FlagModel]:
+    """Each code once, in order."""
+    unique = {flag.code: flag for flag in reversed(flags)}
+    return [FlagModel(code=flag.code, message=flag.message) for flag in reversed(unique.values())]
+
+
+# --- the query, shown back -------------------------------------------------------------------------------------------
+
+
+def _echo(
+    request: SearchRequest, uploads: Mapping[Modality, Embedded], resolved: Resolved, engine: Engine
+) -> QueryEcho:
+    used = {m: e.prepared for m, e in uploads.items() if e.prepared.grid is not None}
+    ra, dec = resolved.places[0] if len(resolved.places) == 1 or resolved.object_id else (None, None)
+    echo = QueryEcho(
+        modalities=list(resolved.modalities),
+        object_id=resolved.object_id,
+        ra=ra,
+        dec=dec,
+        quality={m: quality_model(p.grid.quality) for m, p in used.items() if p.grid is not None},
+    )
+    if request.preview:
+        if "image" in used:
+            echo.image = _image_url(used["image"].grid, engine)
+        if "spectrum" in used:
+            echo.spectrum = _small_spectrum(used["spectrum"].grid, engine)
+    return echo
+
+
+def _image_url(grid: Any, engine: Engine) -> str:
+    """What the model saw, as a colour JPEG in a data URL."""
+    import PIL.Image
+
+    from index.previews import legacy_rgb
+
+    stream = io.BytesIO()
+    rgb = legacy_rgb(grid.pixels[None], engine.embedder.image_grid.bands)[0]
+    PIL.Image.fromarray(rgb).resize((192, 192), PIL.Image.Resampling.BICUBIC).save(stream, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _small_spectrum(grid: Any, engine: Engine) -> dict[str, list[float | None]]:
+    """The spectrum on the model's grid, ivar-averaged to at most 512 points; null where nothing is known."""
+    step = max(1, len(grid.flux) // _PREVIEW_POINTS)
+    length = len(grid.flux) // step * step
+    flux, ivar = grid.flux[:length].reshape(-1, step), grid.ivar[:length].reshape(-1, step)
+    total = ivar.sum(axis=1)
+    mean = np.divide((flux * ivar).sum(axis=1), total, out=np.full(len(total), np.nan), where=total > 0)
+    wave = engine.embedder.spectrum_grid.wave[:length].reshape(-1, step).mean(axis=1)
+    return {"wave": [round(float(w), 2) for w in wave], "flux": [_finite(f) for f in mean]}
+
+
+# --- objects ---------------------------------------------------------------------------------------------------------
+
+
+def object_models(
+    index: SurveyIndex, rows: npt.NDArray[np.int64], separations_arcsec: Sequence[float] | None = None
+) -> list[ObjectModel]:
+    """Catalogue rows as answers: properties (those with units) apart from the survey's other columns."""
+    links = _previews(index, rows)
+    properties = index.catalog.properties
+    out = []
+    for i, record in enumerate(index.catalog.take(rows).to_pylist()):
+        rest = {name: value for name, value in record.items() if name not in _OWN_COLUMNS}
+        out.append(
+            ObjectModel(
+                object_id=record["object_id"],
+                ra=record["ra"],
+                dec=record["dec"],
+                separation_arcsec=None if separations_arcsec is None else separations_arcsec[i],
+                has_image=bool(record["has_image"]),
+                has_spectrum=bool(record["has_spectrum"]),
+                properties={name: value for name, value in rest.items() if name in properties},
+                columns={name: value for name, value in rest.items() if name not in properties},
+                previews=links[i],
+            )
+        )
+    return out
+
+
+def _limit_names(engine: Engine, names: Sequence[str] | None, field: str) -> None:
+    limit = engine.settings.max_columns
+    if names is not None and len(names) > limit:
+        raise InputError(
+            f"{field} has {len(names)} names; at most {limit} are taken. Ask for fewer.",
+            code="invalid_value",
+            field=field,
+            limit=limit,
+        )
+
+
+@contextmanager
+def _unknown_is_unusable(field: str) -> Iterator[None]:
+    """A name inside a request that the catalogue lacks is a fault of the request (422), not of the address (404)."""
+    try:
+        yield
+    except NotFoundError as error:
+        raise InputError(error.message, code=error.code, field=field) from error
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None

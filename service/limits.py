@@ -1,0 +1,128 @@
+"""Limits that must bind before any parser runs: the size of a body, its time, requests in flight.
+
+Plain ASGI. The bytes are counted as they arrive, because Content-Length may be absent (chunked bodies) or
+wrong, and because a multipart parser spools a whole file before the handler sees it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from astroclip.errors import AstroClipError, LimitError, OverloadError
+from service.errors import MalformedRequest, from_astroclip
+
+__all__ = ["BodyLimit", "InFlightLimit"]
+
+DRAIN_S = 5.0  # how long the rest of a refused body is read, see BodyLimit._refuse
+
+
+class BodyLimit:
+    """413 as soon as a body passes `max_bytes`; 400 when it has not arrived within `timeout_s`."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+        self.timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdigit() and int(declared) > self.max_bytes:
+            await self._refuse(self._too_large(f"{int(declared):,}"), scope, receive, send)
+            return
+        size, complete, refusal = 0, False, None
+        deadline = time.monotonic() + self.timeout_s
+
+        async def counted() -> Message:
+            nonlocal size, complete, refusal
+            if complete:  # only a disconnect can follow, and it may take as long as the work does
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), deadline - time.monotonic())
+            except TimeoutError:
+                refusal = self._too_slow()
+                raise refusal from None
+            size += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            if size > self.max_bytes:
+                refusal = self._too_large(f"more than {self.max_bytes:,}")
+                raise refusal
+            return message
+
+        async def unless_refused(message: Message) -> None:
+            if refusal is None:  # else the answer is ours, whatever the parser made of the exception
+                await send(message)
+
+        try:
+            await self.app(scope, counted, unless_refused)
+        except (LimitError, MalformedRequest):
+            if refusal is None:
+                raise
+        if refusal is not None:
+            await self._refuse(refusal, scope, receive, send)
+
+    def _too_slow(self) -> MalformedRequest:
+        return MalformedRequest(
+            f"The request body had not arrived {self.timeout_s:g} s after the request began. Send it faster.",
+            code="body_timeout",
+            limit=self.timeout_s,
+        )
+
+    def _too_large(self, found: str) -> LimitError:
+        return LimitError(
+            f"The request body holds {found} bytes; at most {self.max_bytes:,} are accepted. "
+            "Send fewer files in a request, or cut the file down to the object wanted.",
+            code="body_too_large",
+            limit=self.max_bytes,
+        )
+
+    async def _refuse(self, error: AstroClipError, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer at once, then read a bounded rest: closing on unread data would reset the connection, and a
+        client still sending would see the reset in place of the answer."""
+        response = from_astroclip(error, scope["state"]["trace"].request_id)
+        response.headers["connection"] = "close"
+        headers = response.raw_headers
+        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body, "more_body": True})
+        rest, deadline = 2 * self.max_bytes, time.monotonic() + DRAIN_S
+        while rest > 0:
+            try:
+                message = await asyncio.wait_for(receive(), deadline - time.monotonic())
+            except TimeoutError:
+                break
+            rest -= len(message.get("body", b""))
+            if not message.get("more_body", False):
+                break
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class InFlightLimit:
+    """429 with Retry-After for POST requests beyond `max_in_flight`; lookups and health are never refused."""
+
+    def __init__(self, app: ASGIApp, max_in_flight: int) -> None:
+        self.app = app
+        self.max_in_flight = max_in_flight
+        self.in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        if self.in_flight >= self.max_in_flight:
+            error = OverloadError(
+                f"{self.in_flight} requests are at work, which is all this service takes. Try again in 1 s.",
+                retry_after_s=1.0,
+            )
+            await from_astroclip(error, scope["state"]["trace"].request_id)(scope, receive, send)
+            return
+        self.in_flight += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.in_flight -= 1

@@ -1,0 +1,19 @@
+"""Routes, one module a noun; `ROUTERS` is what the application mounts."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from service.routes import embed, health, info, objects, pages, search, vo
+
+__all__ = ["ROUTERS"]
+
+ROUTERS: tuple[APIRouter, ...] = (
+    embed.router,
+    search.router,
+    objects.router,
+    info.router,
+    vo.router,
+    health.router,
+    pages.router,
+)

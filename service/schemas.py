@@ -1,0 +1,301 @@
+"""What crosses HTTP: requests (unknown fields are refused) and answers. The CONTRACT of the service.
+
+Positions are degrees ICRS or sexagesimal strings ("12:34:56.7", "-00:12:34"; RA then in hours). Wavelengths are
+Angstrom in vacuum, fluxes 1e-17 erg/s/cm2/A (spectra) or nanomaggies (images).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag, model_validator
+
+from astroclip.types import Modality
+
+__all__ = [
+    "Combine",
+    "CombineQuery",
+    "EmbedAnswer",
+    "ErrorAnswer",
+    "EstimateAnswer",
+    "EstimateRequest",
+    "IndexInfo",
+    "ModelInfo",
+    "ObjectAnswer",
+    "ObjectQuery",
+    "ObjectsAnswer",
+    "PositionQuery",
+    "Query",
+    "SearchAnswer",
+    "SearchRequest",
+    "UploadQuery",
+    "VectorQuery",
+]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+# --- queries ---------------------------------------------------------------------------------------------------
+
+
+class ObjectQuery(Strict):
+    """An object of the index. `modality` picks which of its vectors asks; by default the one like the target."""
+
+    object_id: str = Field(min_length=1, max_length=256)
+    modality: Modality | None = None
+
+
+class Position(Strict):
+    """The object nearest to a place on the sky, within `radius_arcsec`."""
+
+    ra: FiniteFloat | Annotated[str, Field(max_length=64)]
+    dec: FiniteFloat | Annotated[str, Field(max_length=64)]
+    radius_arcsec: float = Field(5.0, gt=0, le=3600)
+
+
+class PositionQuery(Strict):
+    position: Position
+    modality: Modality | None = None
+
+
+class VectorQuery(Strict):
+    """A vector of the index's space, any norm. `model_sha256`, where given, must be the served model's (else 409)."""
+
+    vector: list[FiniteFloat] = Field(min_length=1, max_length=65536)
+    modality: Modality
+    model_sha256: str | None = Field(None, max_length=128)
+
+
+class UploadQuery(Strict):
+    """The multipart file part of that name."""
+
+    upload: Modality
+
+
+class Combine(Strict):
+    """Weighted averages of unit vectors: the mean of the positives, plus its difference from the negatives' mean.
+
+    `weights` runs over the positives, then the negatives; 1 where not given.
+    """
+
+    positive: list[Query] = Field(min_length=1)
+    negative: list[Query] = Field(default_factory=list)
+    weights: list[Annotated[FiniteFloat, Field(gt=0)]] | None = None
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> Combine:
+        wanted = (len(self.positive), len(self.positive) + len(self.negative))
+        if self.weights is not None and len(self.weights) not in wanted:
+            raise ValueError(
+                f"{len(self.weights)} weights for {len(self.positive)} positive and {len(self.negative)} negative "
+                "queries; give one for each positive, or one for each of both lists in that order"
+            )
+        return self
+
+
+class CombineQuery(Strict):
+    combine: Combine
+
+
+_TAGS = {kind: f"kind:{kind}" for kind in ("object_id", "position", "vector", "upload", "combine")}
+
+
+def _tag(raw: Any) -> str | None:
+    """The tag of the query a JSON object means, told by its one distinguishing key; None unless there is one."""
+    keys = raw if isinstance(raw, dict) else getattr(raw, "model_fields_set", ())
+    named = [tag for key, tag in _TAGS.items() if key in keys]
+    return named[0] if len(named) == 1 else None
+
+
+Query = Annotated[
+    Annotated[ObjectQuery, Tag(_TAGS["object_id"])]
+    | Annotated[PositionQuery, Tag(_TAGS["position"])]
+    | Annotated[VectorQuery, Tag(_TAGS["vector"])]
+    | Annotated[UploadQuery, Tag(_TAGS["upload"])]
+    | Annotated[CombineQuery, Tag(_TAGS["combine"])],
+    Discriminator(
+        _tag,
+        custom_error_type="query_form",
+        custom_error_message="a query is an object with exactly one of object_id, position, vector, upload, combine",
+    ),
+]
+
+
+# --- requests --------------------------------------------------------------------------------------------------
+
+
+class SearchRequest(Strict):
+    """`query` may be left out in a multipart request: the file parts are the query then, fused when there are two."""
+
+    query: Query | None = None
+    target: Literal["image", "spectrum", "either"] | None = Field(
+        None, description="Which embeddings of the index to search. Default: either (search), the query's own (estimate)."
+    )
+    k: int | None = Field(None, ge=1, strict=True, description="Hits wanted; the largest k stands in /v1/info.")
+    filter: dict[str, Any] | None = Field(
+        None, description="and/or/not over range, in, cone, box, polygon, moc; e.g. "
+        '{"and": [{"column": "redshift", "range": [0.1, 0.3]}, {"cone": {"ra": 180, "dec": 0, "radius_deg": 5}}]}.'
+    )
+    exclude_arcsec: float | None = Field(None, ge=0, le=36000, description="Leave out hits this near to the query.")
+    columns: list[Annotated[str, Field(max_length=128)]] | None = Field(
+        None, description="Catalogue columns to return with each hit; default: the index's properties."
+    )
+    preview: bool = Field(False, description="Return a small view of the query itself.")
+
+
+class EstimateRequest(SearchRequest):
+    properties: list[Annotated[str, Field(max_length=128)]] | None = Field(
+        None, description="Properties to estimate; default: every one the index knows."
+    )
+    coverage: float = Field(0.68, gt=0, lt=1, description="Probability the interval lo..hi is meant to hold.")
+
+
+# --- answers ---------------------------------------------------------------------------------------------------
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+
+
+class ModelInfo(Answer):
+    id: str
+    sha256: str
+    preprocess_version: str
+
+
+class IndexInfo(Answer):
+    id: str
+    manifest_sha256: str
+
+
+class Provenance(Answer):
+    request_id: str
+    model: ModelInfo
+    index: IndexInfo
+
+
+class FlagModel(Answer):
+    code: str
+    message: str
+
+
+class QualityModel(Answer):
+    masked_fraction: float
+    snr: float | None
+    coverage: float | None
+    flags: list[FlagModel]
+
+
+class TrustModel(Answer):
+    """`ood_p`: share of the index's own objects lonelier than this one (small = unlike anything in the index)."""
+
+    ood_p: float | None
+    flags: list[FlagModel]
+
+
+class ErrorModel(Answer):
+    code: str
+    message: str
+    field: str | None
+    limit: float | None
+    request_id: str
+
+
+class ErrorAnswer(Answer):
+    error: ErrorModel
+
+
+class EmbedItem(Answer):
+    """One object, in file order. An item that could not be embedded has `error` and no embedding."""
+
+    name: str | None = None
+    object_id: str | None = None
+    modality: Modality
+    embedding: list[float] | None = None
+    quality: QualityModel | None = None
+    trust: TrustModel | None = None
+    error: ErrorModel | None = None
+
+
+class EmbedAnswer(Provenance):
+    items: list[EmbedItem]
+
+
+class Previews(Answer):
+    image: str | None = None
+    spectrum: str | None = None
+
+
+class Hit(Answer):
+    """`score`: cosine; `percentile`: of that score among random pairs of the same two modalities."""
+
+    object_id: str
+    score: float
+    percentile: float | None
+    modality: Modality | None
+    ra: float | None
+    dec: float | None
+    properties: dict[str, Any]
+    previews: Previews
+
+
+class SearchReportModel(Answer):
+    mode: str
+    candidates: int
+    expected_recall: float | None
+
+
+class QueryEcho(Answer):
+    """What was asked: the modalities that entered, identity and place where known, what was found in the upload."""
+
+    modalities: list[Modality]
+    object_id: str | None = None
+    ra: float | None = None
+    dec: float | None = None
+    quality: dict[str, QualityModel] = Field(default_factory=dict)
+    image: str | None = Field(None, description="JPEG as a data URL; with preview only.")
+    spectrum: dict[str, list[float | None]] | None = Field(None, description="wave and flux; with preview only.")
+
+
+class SearchAnswer(Provenance):
+    hits: list[Hit]
+    search: SearchReportModel
+    trust: TrustModel
+    query: QueryEcho
+
+
+class EstimateModel(Answer):
+    name: str
+    unit: str
+    value: float | None
+    lo: float | None
+    hi: float | None
+    coverage: float
+    n_eff: float
+
+
+class EstimateAnswer(SearchAnswer):
+    estimates: list[EstimateModel]
+
+
+class ObjectModel(Answer):
+    object_id: str
+    ra: float | None
+    dec: float | None
+    separation_arcsec: float | None = None
+    has_image: bool
+    has_spectrum: bool
+    properties: dict[str, Any]
+    columns: dict[str, Any]
+    previews: Previews
+
+
+class ObjectAnswer(Provenance):
+    object: ObjectModel
+
+
+class ObjectsAnswer(Provenance):
+    objects: list[ObjectModel]
+    truncated: bool = False

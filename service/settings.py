@@ -1,0 +1,70 @@
+"""Settings of the service: one frozen model, read from the environment (prefix ``ASTROCLIP_``).
+
+Every limit has a default, and its reason stands in the field's description, which is also what the
+documentation prints. Sizes are bytes, times are seconds, angles say their unit in their name.
+Limits of the file formats themselves (HDUs, pixels, decompression ratio ...) are `astroclip.limits`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = ["DEMO_INDEX", "DEMO_MODEL", "Settings"]
+
+DEMO_MODEL = Path(__file__).parent / "demo" / "model"
+DEMO_INDEX = Path(__file__).parent / "demo" / "index"
+
+
+class Settings(BaseSettings):
+    """What an operator may turn; see each field for the default and its reason."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ASTROCLIP_", frozen=True, extra="ignore", protected_namespaces=()
+    )
+
+    index_dir: Path = Field(DEMO_INDEX, description="Index to serve; the default is the demo index shipped here.")
+    model_dir: Path = Field(DEMO_MODEL, description="Model directory; it must be the one the index was built with.")
+    device: str = Field("auto", description="Torch device: auto takes a GPU when there is one.")
+    dtype: str = Field("auto", description="Arithmetic of the model: auto takes what the device does best.")
+    encode_batch: int = Field(64, ge=1, le=4096, description="Items per forward pass; 64 fits every device.")
+
+    max_body_bytes: int = Field(
+        32 * 2**20,
+        ge=1024,
+        description="Largest request body: 13 times the largest DESI coadd we tested with, and small enough to be "
+        "held in memory by every request in flight.",
+    )
+    body_timeout_s: float = Field(
+        30.0, gt=0, description="A body must have arrived by then, so that slow senders cannot hold connections."
+    )
+    max_files: int = Field(64, ge=1, description="Files in one multipart request: one forward pass of the model.")
+    max_items: int = Field(
+        512, ge=1, description="Objects embedded by one request: about a minute on two cores; more is a batch job."
+    )
+    max_k: int = Field(1000, ge=1, description="Largest k: an answer of 1,000 hits is about 0.5 MB of JSON.")
+    default_k: int = Field(16, ge=1, description="k when none is given: the published k-NN protocol uses 16.")
+    max_query_terms: int = Field(
+        64, ge=1, description="Queries inside one combine: each costs a lookup or a forward pass."
+    )
+    max_query_depth: int = Field(3, ge=1, description="Nesting of combine: deeper trees have no use we know of.")
+    max_columns: int = Field(64, ge=1, description="Columns or properties named in one request.")
+    max_radius_arcsec: float = Field(
+        36000.0, gt=0, description="Largest cone of an object lookup: 10 degrees; larger regions are filters."
+    )
+    max_rows: int = Field(10000, ge=1, description="Rows of one object lookup or cone search, about 5 MB of JSON.")
+    max_in_flight: int = Field(
+        64,
+        ge=1,
+        description="Requests at work at once; one more is answered 429, since it would wait longer than a client does.",
+    )
+    decode_threads: int = Field(2, ge=1, le=64, description="Threads that read uploads while the model runs.")
+    search_threads: int = Field(2, ge=1, le=64, description="Threads that search the index.")
+    canary_interval_s: float = Field(
+        10.0, ge=0, description="Age at which /readyz asks the model its known question again."
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on; loopback until an operator opens it.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
+    log_level: str = Field("info", description="uvicorn's log level.")
