@@ -1,17 +1,17 @@
 # Two commands do everything: `make demo` and `make test`. They need Python 3.11+ with venv, and a C compiler.
 PYTHON ?= python3
-VENV ?= .venv
 PORT ?= 8000
 HOST ?= 127.0.0.1
-# cpu or gpu: which faiss wheel (both install the module `faiss`, so exactly one).
+# cpu or gpu: which faiss wheel. Both install the module `faiss`, so each has an environment of its own.
 FAISS ?= cpu
+VENV ?= $(if $(filter gpu,$(FAISS)),.venv-gpu,.venv)
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
 # The environment is as current as these two files: changing one installs again.
 DEFINITION := pyproject.toml constraints.txt
-DEMO_STAMP := $(VENV)/.installed-demo-$(FAISS)
-TEST_STAMP := $(VENV)/.installed-test-$(FAISS)
+DEMO_STAMP := $(VENV)/.installed-demo
+TEST_STAMP := $(VENV)/.installed-test
 # One thread a process: the test workers share the cores between them.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
@@ -41,7 +41,7 @@ docker-smoke: ## build the CPU image, run it, embed one file (Docker, or buildah
 	docker/smoke.sh
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-gpu build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(DEMO_STAMP): EXTRAS = $(FAISS)

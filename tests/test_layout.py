@@ -231,9 +231,8 @@ def test_constraints_pin_every_direct_dependency() -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[^\s=]+", line) for line in lines), "one exact pin a line"
     pinned = requirement_names(lines)
     direct = requirement_names(PROJECT["dependencies"])
-    for extra, extra_lines in PROJECT["optional-dependencies"].items():
-        if extra != "gpu":  # another environment: faiss-cpu and faiss-gpu-cuvs exclude each other
-            direct |= requirement_names(extra_lines)
+    for extra_lines in PROJECT["optional-dependencies"].values():
+        direct |= requirement_names(extra_lines)
     assert direct <= pinned, f"without a pin: {sorted(direct - pinned)}"
 
 
