@@ -69,7 +69,6 @@ def embed(
         _say(f"Left out {name}: a table that is no spectrum. Name it as INPUT if it is a catalogue of files.")
     resumed = f", {report.parts_skipped} of them from before" if report.parts_skipped else ""
     _say(f"{report.rows:,} rows in {report.parts} parts{resumed}; {report.failed:,} with errors -> {out}")
-
     if report.rows and report.failed == report.rows:
         raise typer.Exit(1)
 

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from astroclip.errors import AstroClipError, InputError
-from astroclip.io import SpectrumOptions, detect_modality, read_images, read_spectra
-from astroclip.io.catalogs import Catalog, path_columns
+from astroclip.io import ImageOptions, SpectrumOptions, detect_modality, read_images, read_spectra
+from astroclip.io.catalogs import Catalog, CatalogRow, path_columns
 from astroclip.io.columns import role_of
 from astroclip.io.formats import decode_text
 from astroclip.io.mmu import MmuFile, iter_mmu
 from astroclip.io.refusal import refusal
 from astroclip.io.text import header_names
 from astroclip.limits import LOCAL_LIMITS, ReaderLimits
-from astroclip.types import Image, Modality, Spectrum
+from astroclip.types import MODALITIES, Image, Modality, Spectrum
 
 __all__ = ["Entry", "Inputs", "Unit", "list_inputs", "read_unit"]
 
@@ -267,9 +267,11 @@ def _from_file(unit: Unit, limits: ReaderLimits) -> list[Entry]:
     return entries
 
 
-def _items(modality: Modality, data: bytes, name: str, limits: ReaderLimits) -> Sequence[Image | Spectrum]:
+def _items(
+    modality: Modality, data: bytes, name: str, limits: ReaderLimits, options: ImageOptions | None = None
+) -> Sequence[Image | Spectrum]:
     if modality == "image":
-        return read_images(data, name=name, limits=limits)
+        return read_images(data, name=name, limits=limits, options=options)
     return read_spectra(data, name=name, limits=limits, options=KEEP_ALL)
 
 
@@ -309,11 +311,9 @@ def _from_catalog(unit: Unit, limits: ReaderLimits) -> list[Entry]:
     for row, cells in enumerate(catalog.rows(unit.start, unit.stop), start=unit.start):
         entry = Entry(f"{unit.label}#{row}", columns=renamed(cells.scalars))
         errors: list[AstroClipError] = []
-        for modality in ("image", "spectrum"):
+        for modality in MODALITIES:
             try:
-                item = cells.item(modality, limits) or _referenced(
-                    cells.paths.get(modality), modality, unit.path, limits
-                )
+                item = cells.item(modality, limits) or _referenced(cells, modality, unit.path, limits)
             except AstroClipError as error:
                 errors.append(error)
                 continue
@@ -332,13 +332,18 @@ def _from_catalog(unit: Unit, limits: ReaderLimits) -> list[Entry]:
     return entries
 
 
-def _referenced(name: str | None, modality: str, catalog: Path, limits: ReaderLimits) -> Image | Spectrum | None:
-    """The one object of the file a catalogue row names, relative to the catalogue's folder."""
+def _referenced(cells: CatalogRow, modality: Modality, catalog: Path, limits: ReaderLimits) -> Image | Spectrum | None:
+    """The one object of the file a catalogue row names, relative to the catalogue's folder.
+
+    A column `pixel_scale_arcsec` states the scale of pictures that carry none.
+    """
+    name = cells.paths.get(modality)
     if not name:
         return None
     path = catalog.parent / name
-    kind: Modality = "image" if modality == "image" else "spectrum"
-    items = _items(kind, _bytes(path, limits), path.name, limits)
+    scale = cells.scalars.get("pixel_scale_arcsec")
+    options = ImageOptions(pixel_scale_arcsec=float(scale)) if isinstance(scale, (int, float)) else None
+    items = _items(modality, _bytes(path, limits), path.name, limits, options)
     if len(items) != 1:
         raise refusal(
             "too_many_targets",

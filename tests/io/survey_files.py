@@ -58,17 +58,11 @@ def spectrum_columns(rng: np.random.Generator, n: int = 3000) -> tuple[np.ndarra
 
 def table(columns: dict[str, np.ndarray], units: dict[str, str] | None = None, **cards: object) -> bytes:
     """A binary table in the first extension."""
-    formats = {"f": "D", "i": "K", "U": "A"}
-    made = [
-        fits.Column(
-            name,
-            f"{values.shape[1] if values.ndim > 1 else (values.dtype.itemsize // 4 if values.dtype.kind == 'U' else '')}"
-            f"{formats[values.dtype.kind]}",
-            array=values,
-            unit=(units or {}).get(name),
-        )
-        for name, values in columns.items()
-    ]
+    made = []
+    for name, values in columns.items():
+        letter = {"f": "D", "i": "K"}[values.dtype.kind]
+        repeat = str(values.shape[1]) if values.ndim > 1 else ""
+        made.append(fits.Column(name, repeat + letter, array=values, unit=(units or {}).get(name)))
     hdu = fits.BinTableHDU.from_columns(made)
     hdu.header.update(**cards)
     return fits_bytes(fits.PrimaryHDU(), hdu)

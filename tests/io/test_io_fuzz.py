@@ -74,6 +74,7 @@ def test_flipped_bytes(name, places, head):
     survive(bytes(data))
 
 
+MAGIC = [b"", b"SIMPLE  =", b"\x93NUMPY", b"\x89PNG\r\n\x1a\n", b"\x1f\x8b"]
 CARDS = st.sampled_from(
     ["NAXIS", "NAXIS1", "NAXIS2", "NAXIS3", "BITPIX", "PCOUNT", "GCOUNT", "TFIELDS", "TFORM1", "TTYPE1", "TSCAL1", "TZERO1",
      "BSCALE", "BZERO", "BLANK", "CD1_1", "CRVAL1", "CRPIX1", "BANDS", "BUNIT", "SURVEY", "EXTNAME", "CDELT1", "TNULL1"]
