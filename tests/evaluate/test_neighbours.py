@@ -23,9 +23,7 @@ def test_regression_agrees_with_sklearn(k: int):
     queries[:3] = table[:3]  # exact matches: distance 0
     targets = np.random.default_rng(2).normal(size=(300, 2))
     ours = weighted_mean(nearest(queries, table, k, chunk=37), targets)
-    theirs = (
-        KNeighborsRegressor(k, weights="distance", algorithm="brute").fit(table, targets).predict(queries)
-    )
+    theirs = KNeighborsRegressor(k, weights="distance", algorithm="brute").fit(table, targets).predict(queries)
     np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-5)
     np.testing.assert_allclose(ours[:3], targets[:3])
 
@@ -79,9 +77,7 @@ def test_zero_shot_upstream_protocol_is_sklearn():
     embeddings, targets = split_cloud()
     table = zero_shot(embeddings, targets, names=("redshift", "noise"), n_bootstrap=20)
     scaler = StandardScaler().fit(embeddings["image"].train)
-    knn = KNeighborsRegressor(64, weights="distance").fit(
-        scaler.transform(embeddings["image"].train), targets.train
-    )
+    knn = KNeighborsRegressor(64, weights="distance").fit(scaler.transform(embeddings["image"].train), targets.train)
     predicted = knn.predict(scaler.transform(embeddings["image"].test))
     got = table["upstream"]["image->image"]
     assert got["redshift"]["value"] == pytest.approx(r2_score(targets.test[:, 0], predicted[:, 0]), abs=1e-4)

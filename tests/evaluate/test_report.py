@@ -18,9 +18,7 @@ def report(**values: float) -> dict:
         "simulated": {"zero_shot": {"tuned": {"image->image": entry("aligned")}}},
         "unaligned": {"zero_shot": {"tuned": {"image->image": entry("unaligned")}}},
         "supervised": {"resnet": {"test": entry("supervised")}},
-        "real": {
-            "redshift": {"desi": {"z<0.6": {"knn": {"sigma_nmad": {"value": values.get("nmad", 1.0)}}}}}
-        },
+        "real": {"redshift": {"desi": {"z<0.6": {"knn": {"sigma_nmad": {"value": values.get("nmad", 1.0)}}}}}},
     }
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "r2",
     "recall_at_k",
     "redshift_error",
+    "redshift_numbers",
     "roc_auc",
     "sigma_nmad",
     "with_interval",
@@ -131,6 +132,18 @@ def bootstrap_interval(
     tail = (1.0 - coverage) / 2.0
     lo, hi = np.quantile(values, [tail, 1.0 - tail])
     return float(lo), float(hi)
+
+
+def redshift_numbers(truth: Array, predicted: Array, n: int = 500, seed: int = 0) -> dict[str, dict[str, float]]:
+    """sigma_NMAD, bias, R2 and the outliers above 0.05 and 0.15, each with its interval."""
+    statistics: dict[str, Statistic] = {
+        "sigma_nmad": sigma_nmad,
+        "bias": bias,
+        "r2": r2,
+        "outliers_0.05": lambda a, b: outlier_fraction(a, b, 0.05),
+        "outliers_0.15": lambda a, b: outlier_fraction(a, b, 0.15),
+    }
+    return {name: with_interval(statistic, truth, predicted, n=n, seed=seed) for name, statistic in statistics.items()}
 
 
 def with_interval(statistic: Statistic, *arrays: Array, n: int = 500, seed: int = 0) -> dict[str, float]:

@@ -60,9 +60,7 @@ def nearest(queries: Array, table: Array, k: int, chunk: int = 512) -> Neighbour
     """
     queries, table = np.asarray(queries, np.float32), np.ascontiguousarray(table, np.float32)
     if queries.ndim != 2 or table.ndim != 2 or queries.shape[1] != table.shape[1] or not len(table):
-        raise ValueError(
-            f"queries {queries.shape} and table {table.shape}: wanted (Q, D) and (N > 0, D), one D"
-        )
+        raise ValueError(f"queries {queries.shape} and table {table.shape}: wanted (Q, D) and (N > 0, D), one D")
     k = min(k, len(table))
     squared = np.einsum("nd,nd->n", table, table)
     rows = np.empty((len(queries), k), np.int64)
@@ -70,11 +68,7 @@ def nearest(queries: Array, table: Array, k: int, chunk: int = 512) -> Neighbour
     for start in range(0, len(queries), chunk):
         some = queries[start : start + chunk]
         score = squared - 2.0 * (some @ table.T)  # |q|^2 is the same for every row
-        best = (
-            np.argpartition(score, k - 1, axis=1)[:, :k]
-            if k < len(table)
-            else np.tile(np.arange(k), (len(some), 1))
-        )
+        best = np.argpartition(score, k - 1, axis=1)[:, :k] if k < len(table) else np.tile(np.arange(k), (len(some), 1))
         d = np.linalg.norm(table[best].astype(np.float64) - some[:, None, :], axis=2)
         order = np.argsort(d, axis=1, kind="stable")
         rows[start : start + chunk] = np.take_along_axis(best, order, axis=1)

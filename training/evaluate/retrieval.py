@@ -32,9 +32,7 @@ def pool_ranks(
     `pool_size` there is one pool of them all, and one shuffle says everything.
     """
     if len(queries) != len(candidates) or len(queries) < 2:
-        raise ValueError(
-            f"{len(queries)} queries and {len(candidates)} candidates: wanted equally many, two or more"
-        )
+        raise ValueError(f"{len(queries)} queries and {len(candidates)} candidates: wanted equally many, two or more")
     n, size = len(queries), min(pool_size, len(queries))
     queries, candidates = unit(queries), unit(candidates)
     rng = np.random.default_rng(seed)

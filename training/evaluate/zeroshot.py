@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from training.data import PROPERTIES
 from training.evaluate.metrics import r2, with_interval
 from training.evaluate.neighbours import nearest, standardise, unit, weighted_mean
 
-__all__ = ["DIRECTIONS", "K_GRID", "PROPERTIES", "UPSTREAM_K", "Parts", "zero_shot"]
+__all__ = ["DIRECTIONS", "K_GRID", "UPSTREAM_K", "Parts", "zero_shot"]
 
 Array = npt.NDArray[Any]
 
-PROPERTIES = ("redshift", "log_stellar_mass", "log_metallicity", "age_gyr", "log_ssfr")
 UPSTREAM_K = 64
 K_GRID = (1, 2, 4, 8, 16, 32, 64, 128)
 DIRECTIONS = (("image", "image"), ("spectrum", "spectrum"), ("image", "spectrum"), ("spectrum", "image"))
