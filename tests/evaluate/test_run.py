@@ -51,10 +51,7 @@ def test_evaluate_command_writes_a_whole_report(
     done = CliRunner().invoke(application(), [str(word) for word in words])
     assert done.exit_code == 0, done.output
     report = json.loads(out.read_text())
-    assert (
-        report["data"]["objects"] == {"train": 48, "val": 16, "test": 15}
-        or sum(report["data"]["objects"].values()) == 79
-    )
+    assert sum(report["data"]["objects"].values()) == 79
     assert sum(report["data"]["left_out"].values()) == 1
     assert set(report["simulated"]["zero_shot"]["tuned"]) == {
         "image->image",

@@ -1,0 +1,195 @@
+"""The README's result tables, rendered from the committed JSON so that no number is typed by hand.
+
+    python benchmarks/readme_tables.py            rewrite the tables in README.md
+    python benchmarks/readme_tables.py --check    exit 1 where they are not in step with benchmarks/results/
+
+A table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; NAME is one of `TABLES`. Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["TABLES", "render", "update"]
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BLOCK = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table:\2 -->)", re.DOTALL)
+NOT_YET = "_Not measured yet._"
+DASH = "–"
+
+LABELS = {
+    "redshift": "redshift",
+    "log_stellar_mass": "stellar mass",
+    "log_metallicity": "metallicity",
+    "age_gyr": "age",
+    "log_ssfr": "sSFR",
+}
+Report = Mapping[str, Any]
+
+
+def update(text: str, results: Path = RESULTS) -> str:
+    """`text` with every marked table rendered anew; raises KeyError for a table that is not known."""
+    return BLOCK.sub(lambda found: f"{found[1]}{render(found[2], results)}\n{found[3]}", text)
+
+
+def render(name: str, results: Path = RESULTS) -> str:
+    """The Markdown of one table, or a line saying that its result is not there yet."""
+    file, table = TABLES[name]
+    path = results / file
+    if not path.is_file():
+        return NOT_YET
+    return table(json.loads(path.read_text(encoding="utf-8")))
+
+
+def marks(report: Report) -> str:
+    """What was promised, and what came out."""
+    rows = []
+    for mark in report["marks"]:
+        verdict = {True: "yes", False: "**no**", None: "not measured"}[mark["passed"]]
+        rows.append([mark["name"], f"{mark['sense'].replace('>=', '≥').replace('<=', '≤')} {mark['wanted']:g}",
+                     _number(mark["value"]), verdict])  # fmt: skip
+    return _table(["mark", "wanted", "measured", "reached"], rows) + "\n\n" + _source(report)
+
+
+def zero_shot(report: Report) -> str:
+    """R2 of every property by query, table and encoder."""
+    rows = []
+    for protocol, title in (("tuned", "k chosen on validation"), ("upstream", "upstream's protocol, k = 64")):
+        for name, values in report["simulated"]["zero_shot"][protocol].items():
+            rows.append([_direction(name), f"aligned, {title}", *_cells(values)])
+    for name, values in report.get("unaligned", {}).get("zero_shot", {}).get("tuned", {}).items():
+        rows.append([_direction(name), "own pretraining alone, k chosen on validation", *_cells(values)])
+    supervised = {"resnet": ("image", "supervised ResNet-18"), "photometry": ("g, r, z photometry", "supervised MLP"),
+                  "redshift": ("spectrum", "supervised 1-D CNN")}  # fmt: skip
+    for kind, (source, title) in supervised.items():
+        if kind in report.get("supervised", {}):
+            test = dict(report["supervised"][kind]["test"])
+            rows.append([source, title, *_cells({"redshift": test["r2"]} if kind == "redshift" else test)])
+    objects = report["data"]["objects"]
+    note = (
+        f"R2 on {objects['test']:,} held-out simulated galaxies, {objects['train']:,} in the table; half of the 95 % "
+        "bootstrap interval in brackets."
+    )
+    return _table(["from", "method", *LABELS.values()], rows) + "\n\n" + note + " " + _source(report)
+
+
+def retrieval(report: Report) -> str:
+    """Finding the partner among a pool, both ways."""
+    rows = []
+    for name, entry in report["simulated"]["retrieval"].items():
+        cells = [_value(entry[f"recall@{k}"]) for k in (1, 5, 10)]
+        rows.append([_direction(name), f"{entry['pool_size']:,}", *cells, _number(entry["median_rank"]["value"])])
+    return _table(["from", "pool", "recall@1", "recall@5", "recall@10", "median rank"], rows)
+
+
+def real_sky(report: Report) -> str:
+    """Redshifts of real objects, partners of real pairs, strangers."""
+    real = report["real"]
+    if "skipped" in real:
+        return f"_Real sky skipped: {real['skipped']}._"
+    rows = []
+    methods = {"knn": "k-NN, aligned", "knn_unaligned": "k-NN, pretraining alone", "cnn": "supervised CNN"}
+    groups = {"desi": "DESI", "sdss": "SDSS / BOSS", "desi_edr_scaled": "DESI EDR, rescaled, class unknown"}
+    for group, title in groups.items():
+        for label, entry in real["redshift"].get(group, {}).items():
+            for method, words in methods.items():
+                if method in entry:
+                    v = {key: _value(entry[method][key]) for key in entry[method]}
+                    rows.append([f"{title}, {label}", entry["n"], words, v["sigma_nmad"], v["bias"],
+                                 v["outliers_0.05"], v["outliers_0.15"], v["r2"]])  # fmt: skip
+    head = ["galaxies", "n", "method", "σ_NMAD", "bias", "outliers > 0.05", "> 0.15", "R2"]
+    return "\n\n".join([_table(head, rows), *_pairs(real), *_strangers(real)])
+
+
+def _pairs(real: Report) -> list[str]:
+    pairs = real.get("pairs") or {}
+    rows = [
+        [_direction(name), f"{entry['pool_size']:,}", ", ".join(map(str, entry["rank"])),
+         ", ".join(map(str, entry["rank_among_pairs"]))]
+        for name, entry in pairs.items() if name != "names"
+    ]  # fmt: skip
+    return [_table(["real pairs", "pool", "ranks of the true partners", "among the pairs alone"], rows)] if rows else []
+
+
+def _strangers(real: Report) -> list[str]:
+    entry = real.get("out_of_class") or {}
+    rows = [
+        [name, entry[name]["n"], _number(entry[name]["auc_real_galaxies"]),
+         _number(entry[name]["detected_at_5pct_real"]), _number(entry[name]["detected_at_5pct_simulated"])]
+        for name in ("QSO", "STAR") if name in entry and entry[name]["n"]
+    ]  # fmt: skip
+    head = ["out of class", "n", "AUC against real galaxies", "found at 5 % false alarms", "alarm set on simulations"]
+    return [_table(head, rows)] if rows else []
+
+
+TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
+    "marks": ("evaluation.json", marks),
+    "evaluation": ("evaluation.json", zero_shot),
+    "retrieval": ("evaluation.json", retrieval),
+    "real-sky": ("evaluation.json", real_sky),
+}
+
+
+def _table(head: list[str], rows: list[list[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _cells(values: Mapping[str, Any]) -> list[str]:
+    return [_value(values[name]) if name in values else DASH for name in LABELS]
+
+
+def _value(entry: Mapping[str, Any]) -> str:
+    """A number with half its interval: 0.712 (±0.015)."""
+    value, lo, hi = entry["value"], entry.get("lo"), entry.get("hi")
+    if value is None or lo is None or hi is None:
+        return _number(value)
+    return f"{_number(value)} (±{_number((hi - lo) / 2)})"
+
+
+def _number(value: float | None) -> str:
+    """Two or three digits that mean something; small numbers keep their first two."""
+    if value is None:
+        return DASH
+    size = abs(value)
+    return f"{value:.0f}" if size >= 10 else f"{value:.3f}" if size >= 0.00995 or size == 0 else f"{value:.2g}"
+
+
+def _direction(name: str) -> str:
+    query, _, table = name.partition("->")
+    return query if query == table else f"{query} → {table}"
+
+
+def _source(report: Report) -> str:
+    """Where the numbers come from, in one line."""
+    machine = report["machine"]
+    accelerator = f", {machine['accelerator']}" if machine.get("accelerator") else ""
+    return (
+        f"Model `{report['model']['id']}` ({report['model']['sha256'][:12]}), {report['created'][:10]}, "
+        f"{machine['cores']} cores of {machine['processor']}{accelerator}: `{report['command']}`"
+    )
+
+
+def main() -> None:
+    """Rewrite the README, or with --check say whether it would change."""
+    parser = argparse.ArgumentParser(description="Render the README's result tables from benchmarks/results/.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where a table is out of step")
+    check = parser.parse_args().check
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    wanted = update(text)
+    if check and wanted != text:
+        sys.exit("README.md is not in step with benchmarks/results/: run python benchmarks/readme_tables.py")
+    if not check:
+        readme.write_text(wanted, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
