@@ -30,7 +30,14 @@ def simulate(
     Example: astroclip simulate --n 2000 --out survey --workers 2
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     from training.simulate.survey import SurveyPlan, parse_mix, simulate_survey
 
@@ -41,4 +48,6 @@ def simulate(
         manifest = simulate_survey(plan, out, workers, grid_file, lambda _, size: progress.advance(task, size))
     rows = sum(entry["rows"] for entry in manifest["files"])
     size = sum(entry["bytes"] for entry in manifest["files"]) / 1e9
-    typer.echo(f"{rows} galaxies in {len(manifest['files'])} files, {size:.2f} GB, in {manifest['seconds']:.0f} s: {out}")
+    typer.echo(
+        f"{rows} galaxies in {len(manifest['files'])} files, {size:.2f} GB, in {manifest['seconds']:.0f} s: {out}"
+    )

@@ -57,6 +57,6 @@ def footprint_pixels() -> IntArray:
 
 
 def photometric_system(pixel: int) -> str:
-    """"N" (BASS + MzLS: dec > 32.375 deg, north Galactic cap) or "S" (DECam), by the pixel's centre (Dey et al. 2019)."""
+    """N (BASS + MzLS: dec > 32.375 deg, north Galactic cap) or S (DECam), by the pixel's centre (Dey et al. 2019)."""
     ra, dec = pixel_positions(np.array([pixel]), np.array([0.5]), np.array([0.5]))
     return "N" if dec[0] > 32.375 and _galactic_latitude(ra, dec)[0] > 0.0 else "S"

@@ -39,6 +39,7 @@ __all__ = [
 
 FloatArray = npt.NDArray[np.float64]
 Array = npt.NDArray[np.float32]
+ComplexArray = npt.NDArray[np.complex64]
 
 BANDS = ("g", "r", "z")
 PIXEL_SCALE = 0.262  # arcsec, DECam
@@ -47,11 +48,12 @@ STAMP = 152  # pixels
 _SEEING = {"S": (1.29, 1.18, 1.11), "N": (1.61, 1.47, 1.01)}
 _DEPTH = {"S": (24.65, 23.61, 22.84), "N": (24.2, 23.7, 23.0)}
 _SEEING_SCATTER = 0.11  # of the logarithm
-_PASSES = (1, 2, 3, 4, 6)
-_PASS_SHARES = (0.10, 0.27, 0.38, 0.17, 0.08)
+_PASSES = (1, 2, 3, 4, 6, 10)  # ten: where the Dark Energy Survey went deeper
+_PASS_SHARES = (0.10, 0.25, 0.35, 0.16, 0.08, 0.06)
 # Electrons per nanomaggie of one pass: zero points of about 26.5/26.7/26.2 AB for 1 e-/s and 70/50/100 s exposures.
 _GAIN = (2800.0, 2400.0, 3000.0)
 _BETAS = (2.5, 3.0, 3.5)
+_ARM_BLOBS = 100  # enough, blurred, to look smooth
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def draw_conditions(n: int, photsys: str, ebv: FloatArray, rng: np.random.Genera
     )
     beta = rng.choice(_BETAS, n)
     passes = rng.choice(_PASSES, (n, 3), p=_PASS_SHARES)
-    depth = np.array(_DEPTH[photsys]) + 1.25 * np.log10(passes / 3.0) + rng.normal(0.0, 0.08, (n, 3))
+    depth = np.array(_DEPTH[photsys]) + 1.25 * np.log10(passes / 3.0) + rng.normal(0.0, 0.15, (n, 3))
     area = np.empty((n, 3))
     for value in _BETAS:
         for band in range(3):
@@ -103,7 +105,7 @@ class Shape:
     """One galaxy's geometry: arcsec, degrees.
 
     disk_radius, bulge_radius: half-light radii along the major axis; x, y: its place on the stamp (arcsec, west and
-    north of the centre); knots: number of star-forming knots; arms: their concentration to a two-armed spiral, 0..1.
+    north of the centre); knots: how many; arms: concentration to arms, 0..1; bar: share of the disk.
     """
 
     disk_radius: float
@@ -115,6 +117,8 @@ class Shape:
     y: float
     knots: int
     arms: float
+    bar: float = 0.0
+    bar_angle_deg: float = 0.0
 
 
 def bulge_axis_ratio(disk_axis_ratio: npt.ArrayLike) -> FloatArray:
@@ -135,48 +139,70 @@ def draw_shape(population: GalaxyPopulation, row: int, disk_radius: float, rng: 
         y=float(y),
         knots=int(population.n_knots[row]),
         arms=float(rng.beta(1.5, 1.5)),
+        bar=float(rng.uniform(0.03, 0.2) * (rng.random() < 0.4)),  # about 40 % of disks (Masters et al. 2011)
+        bar_angle_deg=float(rng.uniform(0.0, 180.0)),
     )
 
 
 def band_psfs(canvas: Canvas, conditions: Conditions, row: int) -> Array:
     """PSF and pixel transforms of the three bands on a canvas, (3, ...)."""
     beta, ratio, pa = conditions.psf_beta[row], conditions.psf_axis_ratio[row], conditions.psf_pa_deg[row]
-    return np.stack([canvas.psf(float(fwhm), float(beta), float(ratio), float(pa)) for fwhm in conditions.psf_fwhm[row]])
-
-
-def _knots(canvas: Canvas, shape: Shape, rng: np.random.Generator) -> npt.NDArray[np.complex64]:
-    """Knots in the disk's plane: exponential in radius, partly on a logarithmic spiral, fluxes as a steep power law.
-
-    Luminosity function dN/dL ~ L^-1.8 (HII regions: Kennicutt, Edgar & Hodge 1989, ApJ 337, 761); pitch angles 10-30
-    degrees (Kennicutt 1981, AJ 86, 1847).
-    """
-    n = max(shape.knots, 1)
-    radius = shape.disk_radius * rng.gamma(2.0, 1.0, n) / 1.678 * 1.15  # slightly wider than the old disk
-    arm = np.log(np.maximum(radius, 0.05 * shape.disk_radius) / shape.disk_radius) / np.tan(
-        np.deg2rad(rng.uniform(10.0, 30.0))
+    return np.stack(
+        [canvas.psf(float(fwhm), float(beta), float(ratio), float(pa)) for fwhm in conditions.psf_fwhm[row]]
     )
-    on_arm = rng.random(n) < shape.arms
-    spread = np.where(on_arm, rng.normal(0.0, 0.25, n), rng.uniform(-np.pi, np.pi, n))
-    theta = arm + np.pi * rng.integers(0, 2, n) + spread + rng.uniform(0.0, 2.0 * np.pi)
-    flux = rng.pareto(0.8, n) + 1.0
-    flux = np.minimum(flux, 30.0)
+
+
+def _pattern(shape: Shape, n: int, order: float, rng: np.random.Generator, seed_pattern: FloatArray) -> FloatArray:
+    """`n` places (2, n) in a disk, arcsec from its centre: exponential in radius, the share `order` of them on arms.
+
+    seed_pattern: pitch (radian), phase, number of arms, ring (1 or 0), one draw a galaxy, so that old arms and young
+    knots agree. Arms are logarithmic spirals (pitch 10-30 degrees, Kennicutt 1981, AJ 86, 1847).
+    """
+    pitch, phase, arms, ring = seed_pattern
+    radius = shape.disk_radius * rng.gamma(2.0, 1.0, n) / 1.678 * 1.15  # slightly wider than the smooth disk
+    on_arm = rng.random(n) < order
+    if ring:
+        radius = np.where(on_arm, shape.disk_radius * rng.normal(1.1, 0.12, n), radius)
+        theta = rng.uniform(-np.pi, np.pi, n)
+    else:
+        winding = np.log(np.maximum(radius, 0.05 * shape.disk_radius) / shape.disk_radius) / np.tan(pitch)
+        spread = np.where(on_arm, rng.normal(0.0, 0.25, n), rng.uniform(-np.pi, np.pi, n))
+        theta = winding + 2.0 * np.pi / arms * rng.integers(0, int(arms), n) + spread + phase
     along, across = radius * np.cos(theta), radius * np.sin(theta) * max(shape.axis_ratio, 0.15)
     angle = np.deg2rad(shape.pa_deg)
-    x = -along * np.sin(angle) + across * np.cos(angle)
-    y = along * np.cos(angle) + across * np.sin(angle)
+    return np.stack([-along * np.sin(angle) + across * np.cos(angle), along * np.cos(angle) + across * np.sin(angle)])
+
+
+def _knots(canvas: Canvas, shape: Shape, pattern: FloatArray, rng: np.random.Generator) -> ComplexArray:
+    """Star-forming knots: luminosity function dN/dL ~ L^-1.8 (Kennicutt, Edgar & Hodge 1989, ApJ 337, 761)."""
+    n = max(shape.knots, 1)
+    x, y = _pattern(shape, n, shape.arms, rng, pattern)
+    flux = np.minimum(rng.pareto(0.8, n) + 1.0, 30.0)
     return canvas.points(x, y, flux / flux.sum(), blur=0.06 * shape.disk_radius)
 
 
-def target_light(
-    canvas: Canvas, shape: Shape, flux: FloatArray, psf: Array, rng: np.random.Generator
-) -> Array:
+def _disk(canvas: Canvas, shape: Shape, pattern: FloatArray, rng: np.random.Generator) -> ComplexArray:
+    """Exponential disk of unit flux; where resolved and not edge-on, part of it is arms or a ring, and a bar."""
+    disk = canvas.sersic(1.0, shape.disk_radius, shape.axis_ratio, shape.pa_deg).astype(np.complex64)
+    if shape.disk_radius < 1.0 or shape.axis_ratio < 0.35:
+        return disk
+    in_arms = 0.35 * shape.arms
+    x, y = _pattern(shape, _ARM_BLOBS, 1.0, rng, pattern)
+    arms = canvas.points(x, y, np.full(_ARM_BLOBS, 1.0 / _ARM_BLOBS), blur=0.13 * shape.disk_radius)
+    bar = canvas.sersic(0.5, 0.45 * shape.disk_radius, 0.35, shape.pa_deg + shape.bar_angle_deg)
+    return (1.0 - in_arms - shape.bar) * disk + in_arms * arms + shape.bar * bar
+
+
+def target_light(canvas: Canvas, shape: Shape, flux: FloatArray, psf: Array, rng: np.random.Generator) -> Array:
     """Noiseless image (3, S, S), nanomaggies a pixel, of bulge, disk and knots with fluxes (3 components, 3 bands)."""
-    bulge_ratio = float(bulge_axis_ratio(shape.axis_ratio))
+    pitch, phase = np.deg2rad(rng.uniform(10.0, 30.0)), rng.uniform(0.0, 2.0 * np.pi)
+    pattern = np.array([pitch, phase, rng.choice([2.0, 3.0, 4.0], p=[0.6, 0.2, 0.2]), rng.random() < 0.12])
+    ratio = float(bulge_axis_ratio(shape.axis_ratio))
     light = np.stack(
         [
-            canvas.sersic(shape.bulge_index, shape.bulge_radius, bulge_ratio, shape.pa_deg).astype(np.complex64),
-            canvas.sersic(1.0, shape.disk_radius, shape.axis_ratio, shape.pa_deg).astype(np.complex64),
-            _knots(canvas, shape, rng),
+            canvas.sersic(shape.bulge_index, shape.bulge_radius, ratio, shape.pa_deg).astype(np.complex64),
+            _disk(canvas, shape, pattern, rng),
+            _knots(canvas, shape, pattern, rng),
         ]
     )
     weights = flux.T.astype(np.float32)  # (band, component)
@@ -235,7 +261,7 @@ def _defects(light: Array, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
         if luck[1] < 0.01:  # the CCD's edge
             cut = rng.integers(4, size // 4)
             side = rng.integers(0, 4)
-            np.rot90(mask[band], side)[:cut] = True
+            np.rot90(mask[band], int(side))[:cut] = True
         if luck[2] < 0.05:  # cosmic ray
             x, y = rng.integers(2, size - 12, 2)
             length = rng.integers(2, 10)

@@ -50,7 +50,12 @@ def write_shard(path: Path, columns: Mapping[str, npt.NDArray[Any]], attributes:
                 continue
             rows = max(1, min(len(column), _CHUNK_BYTES // max(column[0].nbytes, 1)))
             file.create_dataset(
-                name, data=column, chunks=(rows, *column.shape[1:]), compression="gzip", compression_opts=1, shuffle=True
+                name,
+                data=column,
+                chunks=(rows, *column.shape[1:]),
+                compression="gzip",
+                compression_opts=1,
+                shuffle=True,
             )
     digest = sha256_of(aside)
     with open(aside, "rb") as handle:

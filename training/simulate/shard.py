@@ -29,8 +29,8 @@ FloatArray = npt.NDArray[np.float64]
 
 CHUNK = 100  # galaxies whose spectra are held at once: 3 components x 13,000 pixels x 4 bytes each
 _PROPERTIES = (
-    "redshift log_stellar_mass log_metallicity age_gyr log_ssfr dust_av half_light_radius_arcsec bulge_fraction axis_ratio"
-    " velocity_dispersion_kms gas_metallicity flux_g flux_r flux_z"
+    "redshift log_stellar_mass log_metallicity age_gyr log_ssfr dust_av half_light_radius_arcsec bulge_fraction"
+    " axis_ratio velocity_dispersion_kms gas_metallicity flux_g flux_r flux_z"
 ).split()
 
 
@@ -60,7 +60,7 @@ class Shard:
 
 
 def simulate_shard(shard: Shard, synthesizer: Any) -> Columns:
-    """All columns of a shard, in Multimodal Universe naming; see `docs` of the survey for units."""
+    """All columns of a shard, in Multimodal Universe naming. Images: nanomaggies a pixel; spectra: 1e-17 erg/s/cm2/A."""
     for_population, for_images, for_spectra, for_sky = shard.generators()
     population = _population(shard, synthesizer, for_population)
     photsys = photometric_system(shard.pixel)
@@ -124,7 +124,9 @@ def _images(
     disk = disk_radius(population)
     total = np.maximum(flux.sum(axis=1), 1e-6)
     colours = -2.5 * np.log10(total[:, :2] / total[:, 1:])
-    pool = neighbours.Pool(colours, population.axis_ratio, population.bulge_fraction)
+    pool = neighbours.Pool(
+        22.5 - 2.5 * np.log10(total[:, 1]), colours, population.axis_ratio, population.bulge_fraction
+    )
     scale = imaging.PIXEL_SCALE
     canvases = {s: Canvas(s, scale) for s in (neighbours.SMALL, neighbours.LARGE)}
     large, margin = canvases[neighbours.LARGE], (neighbours.LARGE - size) // 2
@@ -164,9 +166,9 @@ def _spectra(population: GalaxyPopulation, synthesizer: Any, ebv: FloatArray, rn
         if matrix is None:
             matrix = spectrograph.resample(found.wave, lsf_scale)
         seen = spectrograph.observe(found.flux, fractions[rows], ebv[rows], exposures[rows], matrix, rng)
-        sigma = 1.0 / np.sqrt(np.where(seen.mask, 1.0, seen.ivar))
+        sigma = (1.0 / np.sqrt(np.where(seen.mask, 1.0, seen.ivar))).astype(np.float32)
         spectra["flux"][rows] = round_to_noise(seen.flux, sigma)
-        spectra["flux_true"][rows] = round_to_noise(seen.flux_true, 0.25 * sigma)
+        spectra["flux_true"][rows] = round_to_noise(seen.flux_true, sigma / np.float32(4))
         spectra["ivar"][rows] = round_to_noise(seen.ivar, seen.ivar)
         mask[rows] = seen.mask
     columns: Columns = {f"spectrum_{name}": values for name, values in spectra.items()}

@@ -2,8 +2,8 @@
 
 Grid: 3600-9824 A in steps of 0.8 A, vacuum (DESI's coadds; Guy et al. 2023, AJ 165, 144). Fluxes follow DESI's
 convention: calibrated as for a point source, so a galaxy shows the part of its light that its fibre collects over the
-part a star's would (PSF_TO_FIBER_SPECFLUX, DESI Collaboration 2024, AJ 168, 58). Bulge, disk and knots lose light each by
-its own size, so what the fibre sees is redder than the whole where the bulge is.
+part a star's would (PSF_TO_FIBER_SPECFLUX, DESI Collaboration 2024, AJ 168, 58). Bulge, disk and knots lose light each
+by its own size, so what the fibre sees is redder than the whole where the bulge is.
 
 Not in `ivar`, as in real data: residuals of the sky lines, errors of the flux calibration, unflagged cosmic rays.
 """
@@ -21,12 +21,21 @@ from training.simulate import sky
 from training.simulate.extinction import transmission
 from training.simulate.profiles import enclosed_flux, moffat, sersic
 
-__all__ = ["WAVE", "Exposures", "ObservedSpectra", "draw_exposures", "fibre_fractions", "lsf_sigma", "observe", "resample"]
+__all__ = [
+    "WAVE",
+    "Exposures",
+    "ObservedSpectra",
+    "draw_exposures",
+    "fibre_fractions",
+    "lsf_sigma",
+    "observe",
+    "resample",
+]
 
 FloatArray = npt.NDArray[np.float64]
 Array = npt.NDArray[np.float32]
 
-WAVE: FloatArray = 3600.0 + 0.8 * np.arange(7781)
+WAVE: FloatArray = 3600.0 + 0.8 * np.arange(7781, dtype=np.float64)
 STEP = 0.8
 FIBRE_RADIUS = 0.75  # arcsec; 107 um at 70 um/arcsec (DESI Collaboration 2022, AJ 164, 207)
 
@@ -60,7 +69,9 @@ def resample(wave: FloatArray, scale: float = 1.0) -> sparse.csr_matrix:
     Each output pixel is the mean under a Gaussian whose variance is the LSF's less that of the input pixel; rows are
     normalised, so a constant stays constant. `wave` must reach 4 A beyond both ends.
     """
-    edges = np.concatenate([[1.5 * wave[0] - 0.5 * wave[1]], 0.5 * (wave[1:] + wave[:-1]), [1.5 * wave[-1] - 0.5 * wave[-2]]])
+    edges = np.concatenate(
+        [[1.5 * wave[0] - 0.5 * wave[1]], 0.5 * (wave[1:] + wave[:-1]), [1.5 * wave[-1] - 0.5 * wave[-2]]]
+    )
     input_step = np.interp(WAVE, wave, np.gradient(wave))
     sigma = np.sqrt(np.maximum(lsf_sigma(scale) ** 2 - input_step**2 / 12.0, 0.05))
     first = np.searchsorted(edges, WAVE - 4.5 * sigma) - 1
@@ -169,7 +180,7 @@ def observe(
 ) -> ObservedSpectra:
     """Spectra as recorded from what arrives.
 
-    components (N, 3, K) flux densities on the input grid of `matrix`; fractions (N, 3) from `fibre_fractions`; ebv (N,).
+    components (N, 3, K) flux densities on `matrix`'s input grid; fractions (N, 3) from `fibre_fractions`; ebv (N,).
     """
     arriving = np.einsum("nck,nc->nk", components, fractions.astype(np.float32))
     true = (matrix @ arriving.T).T * transmission(WAVE, ebv) * exposures.calibration()
@@ -182,9 +193,7 @@ def observe(
     flux += _sky_residual(lines, sigma, rng)
     mask = _defects(flux, sigma, rng)
     ivar = np.where(mask, 0.0, 1.0 / variance)
-    return ObservedSpectra(
-        flux.astype(np.float32), ivar.astype(np.float32), true.astype(np.float32), mask
-    )
+    return ObservedSpectra(flux.astype(np.float32), ivar.astype(np.float32), true.astype(np.float32), mask)
 
 
 def _sky_residual(lines: FloatArray, sigma: Array, rng: np.random.Generator) -> FloatArray:
@@ -204,12 +213,9 @@ def _defects(flux: FloatArray, sigma: Array, rng: np.random.Generator) -> npt.ND
     """Flag cosmic rays, dead columns and rare gaps; `flux` keeps the spikes, in place, and some pass unflagged."""
     n, length = flux.shape
     mask = np.zeros((n, length), dtype=bool)
-    hits = rng.poisson(6.0, n)
-    for row in range(n):
-        starts = rng.integers(0, length - 6, hits[row])
-        widths = rng.integers(1, 5, hits[row])
-        heights = rng.lognormal(2.5, 0.8, hits[row])
-        flagged = rng.random(hits[row]) < 0.96
+    for row, hits in enumerate(np.asarray(rng.poisson(6.0, n))):
+        starts, widths = rng.integers(0, length - 6, hits), rng.integers(1, 5, hits)
+        heights, flagged = rng.lognormal(2.5, 0.8, hits), rng.random(hits) < 0.96
         for start, width, height, seen in zip(starts, widths, heights, flagged, strict=True):
             flux[row, start : start + width] += height * sigma[row, start : start + width]
             mask[row, start : start + width] |= seen

