@@ -2,7 +2,9 @@
 
     read_images(data, media_type=, name=)   -> [Image, ...]      FITS cutouts, PNG / JPEG, .npy
     read_spectra(data, media_type=, name=)  -> [Spectrum, ...]   DESI, SDSS / BOSS, FITS tables, CSV, .npy
-    iter_mmu(path)                          -> rows of Multimodal Universe HDF5
+    detect_modality(data, ...)              -> "image" or "spectrum"
+
+Survey shards and catalogues are read from disk: `astroclip.io.mmu`, `astroclip.io.catalogs`, `astroclip.io.sources`.
 
 All refusals are `InputError`, `MediaTypeError` or `LimitError`; nothing else escapes, whatever the bytes.
 """

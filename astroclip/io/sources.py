@@ -12,7 +12,7 @@ the error.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from astroclip.io.catalogs import Catalog, CatalogRow, path_columns
 from astroclip.io.columns import role_of
 from astroclip.io.formats import decode_text
 from astroclip.io.mmu import MmuFile, iter_mmu
+from astroclip.io.outputs import add_columns, renamed, type_name
 from astroclip.io.refusal import refusal
 from astroclip.io.text import header_names
 from astroclip.limits import LOCAL_LIMITS, ReaderLimits
@@ -136,17 +137,25 @@ def _has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
 def _units(path: Path, label: str, inside_folder: bool, columns: dict[str, str]) -> list[Unit]:
     """Units of one file; [] for a file that a folder happens to hold and that has no objects."""
     if _has_suffix(path, _SHARD):
-        with MmuFile(path) as shard:
-            _add_columns(columns, {k: _type_name(d.kind, d.itemsize) for k, d in shard.scalars.items()})
-            return _blocks("mmu", path, label, len(shard))
+        try:
+            with MmuFile(path) as shard:
+                add_columns(columns, {k: type_name(d.kind, d.itemsize) for k, d in shard.scalars.items()})
+                return _blocks("mmu", path, label, len(shard))
+        except InputError:
+            return [Unit("mmu", path, label, 0, 1)]  # reading it gives one row that says what is wrong
     is_table = _has_suffix(path, _TABLE) or (not inside_folder and _is_catalog(path))
     if is_table:
-        catalog = Catalog.open(path)
-        _add_columns(columns, catalog.types)
+        try:
+            catalog = Catalog.open(path)
+        except InputError:
+            if not inside_folder:
+                raise
+            return [Unit("catalog", path, label, 0, 1)]
+        add_columns(columns, catalog.types)
         return _blocks("catalog", path, label, len(catalog))
     if _has_suffix(path, _TEXT) and inside_folder and not _is_text_spectrum(path):
         return []
-    _add_columns(columns, {"redshift": "float64"})
+    add_columns(columns, {"redshift": "float64"})
     return [Unit("file", path, label)]
 
 
@@ -184,48 +193,6 @@ def _cut(units: list[Unit], limit: int | None) -> Iterator[Unit]:
         left -= unit.rows
 
 
-# --- columns ----------------------------------------------------------------------------------------------------------
-
-# Columns the job writes itself; a catalogue's own of that name gets the prefix `catalog_`.
-OWN = {
-    "object_id", "ra", "dec", "source", "error", "image_embedding", "spectrum_embedding", "image_snr", "spectrum_snr",
-    "image_masked_fraction", "spectrum_masked_fraction", "quality_flags",
-}  # fmt: skip
-IDENTITY = {"object_id", "ra", "dec"}
-
-
-def column_name(name: str, present: Iterable[str]) -> str | None:
-    """The name a catalogue column gets: lower case, `Z` is `redshift`; None where another column already says it."""
-    lower = name.lower()
-    if lower == "z":
-        return None if any(p.lower() == "redshift" for p in present) else "redshift"
-    return f"catalog_{lower}" if lower in OWN - IDENTITY else lower
-
-
-def renamed(cells: dict[str, Any]) -> dict[str, Any]:
-    """A row's cells under the names of the output."""
-    return {new: value for old, value in cells.items() if (new := column_name(old, cells)) and new not in IDENTITY}
-
-
-def _type_name(kind: str, itemsize: int) -> str:
-    return {"f": "float32" if itemsize <= 4 else "float64", "i": "int64", "u": "int64", "b": "bool"}.get(kind, "string")
-
-
-def _add_columns(columns: dict[str, str], types: dict[str, str]) -> None:
-    """Widen the job's columns by those of one input; types that differ become their common one."""
-    for name in types:
-        new = column_name(name, types)
-        if new is None or new in IDENTITY:
-            continue
-        old = columns.get(new, types[name])
-        if old == types[name]:
-            columns[new] = old
-        elif {old, types[name]} <= {"float32", "float64", "int64"}:
-            columns[new] = "float64"
-        else:
-            columns[new] = "string"
-
-
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -238,8 +205,16 @@ def read_unit(unit: Unit, limits: ReaderLimits = LOCAL_LIMITS) -> list[Entry]:
             return _from_catalog(unit, limits)
         return _from_file(unit, limits)
     except AstroClipError as error:
-        stop = unit.start + 1 if unit.stop is None else unit.stop
-        return [Entry(f"{unit.label}#{row}", errors=(error,)) for row in range(unit.start, stop)]
+        failure = error
+    except Exception as error:  # a file on a failing disk, a library's own bug: the job goes on
+        failure = refusal(
+            "reader_failed",
+            found=f"{unit.path.name}, on which reading failed ({type(error).__name__}: {str(error)[:100]})",
+            wanted="a readable file",
+            mend="Check the file; if it opens elsewhere, report it.",
+        )
+    stop = unit.start + 1 if unit.stop is None else unit.stop
+    return [Entry(f"{unit.label}#{row}", errors=(failure,)) for row in range(unit.start, stop)]
 
 
 def _from_mmu(unit: Unit, row: Any) -> Entry:

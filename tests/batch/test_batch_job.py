@@ -213,6 +213,19 @@ def test_hats_rows_with_struct_columns(tmp_path, rng, tiny_embedder):
     np.testing.assert_allclose(found[1]["spectrum_embedding"], tiny_embedder.embed([spectrum])[0], atol=1e-5)
 
 
+def test_a_damaged_shard_among_good_ones_is_one_row(tmp_path, shard, tiny_embedder):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(shard, folder / "good.hdf5")
+    (folder / "bad.hdf5").write_bytes(shard.read_bytes()[:5000])
+    (folder / "bad.parquet").write_bytes(b"PAR1")
+    report = embed_catalog([folder], tmp_path / "out", tiny_embedder, limit=4)
+    rows = table(tmp_path / "out").to_pylist()
+    assert [r["source"] for r in rows] == ["in/bad.hdf5#0", "in/bad.parquet#0", "in/good.hdf5#0", "in/good.hdf5#1"]
+    assert [(r["error"] or "").split(":")[0] for r in rows] == ["damaged_hdf5", "damaged_file", "", ""]
+    assert report.failed == 2
+
+
 def test_nothing_to_embed(tmp_path, tiny_embedder):
     (tmp_path / "empty").mkdir()
     for given, code in (("empty", "no_inputs"), ("gone", "no_such_file")):
@@ -251,6 +264,12 @@ def test_one_poisoned_object_fails_alone(tmp_path, rng, tiny_embedder):
     assert found[2]["error"].startswith("model_failed: image: RuntimeError: poison")
     for i in (0, 1, 3, 4, 5):
         np.testing.assert_allclose(found[i]["image_embedding"], clean[i]["image_embedding"], atol=1e-6)
+
+
+def test_a_broken_model_stops_the_job_instead_of_failing_every_row(tmp_path, shard, tiny_embedder):
+    with pytest.raises(RuntimeError, match="poison"):
+        embed_catalog([shard], tmp_path, Poisoned(tiny_embedder, threshold=-1.0))
+    assert not list(tmp_path.glob("part-*"))
 
 
 # --- death and resumption -----------------------------------------------------------------------------------
