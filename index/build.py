@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -195,8 +196,9 @@ class _Writer:
             }
             if base is not None:
                 for m, writer in writers.items():
-                    for start in range(0, len(base.tables[m]), 65_536):
-                        writer.append(base.tables[m].block(start, min(start + 65_536, len(base.tables[m]))))
+                    stored = _stored(base.folder, m, len(base.tables[m]), self.info.dim, base.manifest.vector_dtype)
+                    for start in range(0, len(stored), 65_536):
+                        writer.append(stored[start : start + 65_536])
             for path in parts:
                 for part in read_parts(path, self.info):
                     self._say(f"reading {part.name}")
@@ -231,10 +233,7 @@ class _Writer:
 
     def _table(self, folder: Path, modality: str, catalog: pa.Table) -> VectorTable:
         rows = np.flatnonzero(catalog.column(f"has_{modality}").to_numpy())
-        name = f"vectors-{modality}.npy"
-        return VectorTable(
-            load_npy(folder / name, name, shape=(len(rows), self.info.dim), dtype=self.options.vector_dtype), rows
-        )
+        return VectorTable(_stored(folder, modality, len(rows), self.info.dim, self.options.vector_dtype), rows)
 
     def _graphs(
         self, folder: Path, tables: Mapping[str, VectorTable], base: SurveyIndex | None
@@ -281,6 +280,12 @@ class _Writer:
                     field=name,
                 )
         return {name: unit for name, unit in known.items() if name in catalog.column_names and _numeric(catalog, name)}
+
+
+def _stored(folder: Path, modality: str, count: int, dim: int, dtype: str) -> npt.NDArray[Any]:
+    """The vectors of one modality as they lie on disk, memory-mapped."""
+    name = f"vectors-{modality}.npy"
+    return load_npy(folder / name, name, shape=(count, dim), dtype=dtype)
 
 
 def _numeric(catalog: pa.Table, name: str) -> bool:

@@ -97,10 +97,11 @@ class SkyIndex:
         if radius_deg > _WIDE_DEG or not len(self._rows):
             return self._rows
         from astropy import units
-        from astropy_healpix import healpix_cone_search
+        from astropy_healpix import HEALPix
 
         reach = (radius_deg + _PIXEL_DEG) * units.deg
-        pixels = np.sort(healpix_cone_search(ra * units.deg, dec * units.deg, reach, _NSIDE, order="nested"))
+        grid = HEALPix(_NSIDE, order="nested")
+        pixels = np.sort(grid.cone_search_lonlat(ra * units.deg, dec * units.deg, reach))
         starts = np.searchsorted(self._pixels, pixels, side="left")
         stops = np.searchsorted(self._pixels, pixels, side="right")
         filled = stops > starts

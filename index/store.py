@@ -261,7 +261,7 @@ class SurveyIndex:
         scores = table.scores(queries, np.where(good, slots, -1))
         order = np.lexsort((rows, -scores), axis=1)[:, :k]
         rows = np.take_along_axis(np.where(good, rows, -1), order, axis=1)
-        scores = np.minimum(np.take_along_axis(scores, order, axis=1), 1.0)  # float16 norms stray by 1e-4
+        scores = np.minimum(np.take_along_axis(scores, order, axis=1), 1.0)  # rounding goes 1e-7 beyond
         candidates = survivors if chosen.mode == "exact" else chosen.ef
         return _Found(
             modality, rows, scores, SearchReport(chosen.mode, candidates, chosen.expected_recall, self.index_id)

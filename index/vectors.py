@@ -1,8 +1,10 @@
 """Vectors: the embeddings of one modality, compact (objects without the modality take no room).
 
 A *row* is an object's place in the catalogue, a *slot* its place in this table; slots ascend with rows. On disk the
-vectors are float16 (unit norm; a cosine changes by less than 2e-4, measured 3e-5 rms at D = 128, for half the bytes)
-or float32; every score is computed in float32. Tables up to `RESIDENT_BYTES` are held as float32 in memory, larger
+vectors are float16 (half the bytes) or float32; they are widened to float32 and scaled to unit norm again before any
+use. That leaves only the rounding across the vector, whose effect on a cosine vanishes with the distance, where 1/d
+weights need it: at D = 128 and a distance of 0.05 the error of the distance is 0.04 % rms (1.3 % without), and no
+cosine is wrong by more than 1e-4. Tables up to `RESIDENT_BYTES` are held as float32 in memory, larger
 ones stay memory-mapped and are widened a chunk at a time.
 """
 
@@ -35,7 +37,8 @@ class VectorTable:
         if vectors.ndim != 2 or len(vectors) != len(rows):
             raise ValueError(f"vectors {vectors.shape} for {len(rows)} rows")
         resident = vectors.shape[0] * vectors.shape[1] * 4 <= RESIDENT_BYTES
-        self._vectors = np.asarray(vectors, np.float32) if resident else vectors
+        self._vectors = _unit(vectors) if resident else vectors
+        self._resident = resident
         self.rows = rows
 
     def __len__(self) -> int:
@@ -52,11 +55,11 @@ class VectorTable:
 
     def block(self, start: int, stop: int) -> Vectors:
         """Slots start..stop as float32 (a view where resident)."""
-        return np.asarray(self._vectors[start:stop], np.float32)
+        return self._widen(self._vectors[start:stop])
 
     def take(self, slots: Slots) -> Vectors:
         """(..., D) float32 of the slots given."""
-        return np.asarray(self._vectors[slots], np.float32)
+        return self._widen(self._vectors[slots])
 
     def scores(self, queries: Vectors, slots: Slots) -> Vectors:
         """(Q, k) cosines of queries (Q, D) with slots (Q, k); -inf where a slot is -1.
@@ -70,6 +73,14 @@ class VectorTable:
             found = np.einsum("qd,qkd->qk", queries[start : start + step], self.take(np.maximum(part, 0)))
             out[start : start + step] = np.where(part >= 0, found, -np.inf)
         return out
+
+    def _widen(self, vectors: npt.NDArray[Any]) -> Vectors:
+        return vectors if self._resident else _unit(vectors)
+
+
+def _unit(vectors: npt.NDArray[Any]) -> Vectors:
+    wide = np.asarray(vectors, np.float32)
+    return wide / np.sqrt(np.einsum("...d,...d->...", wide, wide))[..., None]
 
 
 class VectorWriter:

@@ -25,5 +25,8 @@ class Backend(Protocol):
     filters: bool
 
     def search(self, queries: Vectors, k: int, mask: Mask | None = None) -> Slots:
-        """(Q, k') int64 slots, k' <= k, padded with -1; queries (Q, D) float32 unit norm; mask (n,) True = allowed."""
+        """(Q, m) int64 slots, about the k best, in any order, padded with -1.
+
+        queries: (Q, D) float32 of unit norm; mask: (n,) True = allowed.
+        """
         ...

@@ -1,5 +1,9 @@
 """HNSW search: a FAISS small-world graph over float16 vectors; filters through a bitmap selector.
 
+The graph ranks by Euclidean distance (on unit vectors the order of the cosine): float16 rounding moves a norm, which
+an inner product feels to first order and a distance to second (recall@10 of 5,000 clustered vectors 0.968 against
+0.997, at any breadth). It proposes some more than k for the same reason; rescoring in float32 picks the k.
+
 Defaults from measurements on 2 cores (1 M x 128): M = 32, efConstruction = 80 builds in 160 s and finds 0.995 of the
 true ten nearest at ef = 32. What this index reaches is measured at build time and written into its manifest.
 
@@ -24,6 +28,7 @@ M = 32
 EF_CONSTRUCTION = 80
 EF_LADDER = (32, 64, 128, 256, 512)  # search breadths measured at build and chosen from by the planner
 _ADD = 65_536
+_MARGIN = 8  # proposals beyond k, for float32 to choose from
 
 
 class HnswBackend:
@@ -44,7 +49,7 @@ class HnswBackend:
         """A graph over the table; `onto` an earlier one of the table's first slots adds the rest to it."""
         faiss = _faiss()
         if onto is None:
-            graph = faiss.IndexHNSWSQ(table.dim, faiss.ScalarQuantizer.QT_fp16, M, faiss.METRIC_INNER_PRODUCT)
+            graph = faiss.IndexHNSWSQ(table.dim, faiss.ScalarQuantizer.QT_fp16, M, faiss.METRIC_L2)
             graph.hnsw.efConstruction = EF_CONSTRUCTION
             graph.train(table.block(0, min(len(table), _ADD)))  # fp16 has nothing to learn; FAISS wants the call
         else:
@@ -78,9 +83,9 @@ class HnswBackend:
         return cls(graph)
 
     def search(self, queries: Vectors, k: int, mask: Mask | None = None, *, ef: int | None = None) -> Slots:
-        """See `Backend.search`; may return fewer than k even where more exist (padded with -1)."""
+        """See `Backend.search`; may find fewer than k even where more exist (padded with -1)."""
         faiss = _faiss()
-        k = min(k, len(self))
+        k = min(k + max(_MARGIN, k // 8), len(self))
         bits = None if mask is None else np.packbits(mask, bitorder="little")
         selector = None if bits is None else faiss.IDSelectorBitmap(bits)
         parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=max(ef or self.ef, k))
