@@ -1,6 +1,6 @@
 """Answers: a request searched, judged and written down. Everything here runs in the search pool.
 
-    request + embedded uploads -> Resolved -> hits (filter, exclusion) -> estimates -> trust -> answer model
+request + embedded uploads -> Resolved -> hits (filter, exclusion) -> estimates -> trust -> answer model
 """
 
 from __future__ import annotations
@@ -69,9 +69,7 @@ def estimate_answer(
         note = "Hardly more than one neighbour carries the estimate; the intervals are too narrow to be believed."
         common["trust"].flags.append(FlagModel(code="few_neighbours", message=note))
     models = [
-        EstimateModel(
-            name=e.name, unit=e.unit, value=e.value, lo=e.lo, hi=e.hi, coverage=e.coverage, n_eff=e.n_eff
-        )
+        EstimateModel(name=e.name, unit=e.unit, value=e.value, lo=e.lo, hi=e.hi, coverage=e.coverage, n_eff=e.n_eff)
         for e in estimates
     ]
     return EstimateAnswer(estimates=models, **common)

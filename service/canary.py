@@ -14,7 +14,7 @@ __all__ = ["canary_spectrum"]
 @cache
 def canary_spectrum() -> Spectrum:
     """A galaxy-like spectrum at z = 0.1: 3600-9824 A in steps of 0.8 A, 1e-17 erg/s/cm2/A, S/N about 10, no noise."""
-    wave = 3600.0 + 0.8 * np.arange(7781)
+    wave = np.linspace(3600.0, 9824.0, 7781)
     rest = wave / 1.1
     flux = 5.0 * np.where(rest < 4000.0, 0.6, 1.0) * (rest / 5000.0) ** -0.3
     for line, height in ((3728.5, 8.0), (4862.7, 5.0), (5008.2, 9.0), (6564.6, 15.0)):

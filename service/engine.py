@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -151,7 +151,9 @@ class Engine:
     async def embed(self, prepared: Sequence[Prepared], trace: Trace) -> list[Embedded]:
         """Vectors of what could be prepared (one modality a call), in order; errors are passed on in their place."""
         good = [p.grid for p in prepared if p.grid is not None]
-        vectors = iter(await self._run(self._inference, "inference", trace, self._encode, good) if good else ())
+        vectors: Iterator[Vector] = iter(())
+        if good:
+            vectors = iter(await self._run(self._inference, "inference", trace, self._encode, good))
         out = []
         for p in prepared:
             vector = next(vectors) if p.grid is not None else None
@@ -161,7 +163,7 @@ class Engine:
             out.append(Embedded(p, vector, error))
         return out
 
-    def _encode(self, grids: Sequence[Any]) -> Sequence[Vector]:
+    def _encode(self, grids: Sequence[Any]) -> Vector:
         """One batch; if it raises, item by item, so that only the culprit fails (its row is NaN)."""
         try:
             return self.embedder.encode(grids)
@@ -174,7 +176,7 @@ class Engine:
             except RuntimeError:
                 log.exception("one item failed in the model")
                 rows.append(np.full(self.embedder.dim, np.nan, np.float32))
-        return rows
+        return np.stack(rows)
 
     # -- searching -------------------------------------------------------------------------------------------------
 

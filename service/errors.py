@@ -1,15 +1,15 @@
 """Errors at the HTTP border: one shape, ``{"error": {"code", "message", "field", "limit", "request_id"}}``.
 
-    what went wrong                                        status
-    the request is not what the contract says              400
-    no such route, object, index                           404
-    method not offered                                     405
-    model and index (or vector) do not belong together     409
-    too large                                              413
-    bytes of a type we do not read                         415
-    understood but unusable (value out of range, bad file) 422
-    no capacity now                                        429 with Retry-After
-    not ready                                              503 with Retry-After
+what went wrong                                        status
+the request is not what the contract says              400
+no such route, object, index                           404
+method not offered                                     405
+model and index (or vector) do not belong together     409
+too large                                              413
+bytes of a type we do not read                         415
+understood but unusable (value out of range, bad file) 422
+no capacity now                                        429 with Retry-After
+not ready                                              503 with Retry-After
 """
 
 from __future__ import annotations
@@ -90,8 +90,6 @@ def error_body(
         text = text[:_MESSAGE_CHARS] + " ..."
     if limit is not None and not math.isfinite(limit):
         limit = None
-    if limit is not None and not isinstance(limit, int | float):  # numpy scalars
-        limit = float(limit)
     return {"code": code, "message": text, "field": field, "limit": limit, "request_id": request_id}
 
 

@@ -36,7 +36,8 @@ class BodyLimit:
         if declared.isdigit() and int(declared) > self.max_bytes:
             await self._refuse(self._too_large(f"{int(declared):,}"), scope, receive, send)
             return
-        size, complete, refusal = 0, False, None
+        size, complete = 0, False
+        refusal: LimitError | MalformedRequest | None = None
         deadline = time.monotonic() + self.timeout_s
 
         async def counted() -> Message:
@@ -46,13 +47,13 @@ class BodyLimit:
             try:
                 message = await asyncio.wait_for(receive(), deadline - time.monotonic())
             except TimeoutError:
-                refusal = self._too_slow()
-                raise refusal from None
+                refusal = too_slow = self._too_slow()
+                raise too_slow from None
             size += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if size > self.max_bytes:
-                refusal = self._too_large(f"more than {self.max_bytes:,}")
-                raise refusal
+                refusal = too_large = self._too_large(f"more than {self.max_bytes:,}")
+                raise too_large
             return message
 
         async def unless_refused(message: Message) -> None:

@@ -146,14 +146,13 @@ def _upload(engine: Engine, embedded: Embedded) -> Resolved:
         note = f"The file says it is {item.object_id}, an object of the index; that object is left out of the hits."
         flags = (*flags, Flag("own_object_left_out", note))
     places = ((item.ra, item.dec),) if item.ra is not None and item.dec is not None else ()
-    return Resolved(
-        embedded.vector, {modality: embedded.vector}, own, places, item.object_id, flags, (modality,)
-    )
+    return Resolved(embedded.vector, {modality: embedded.vector}, own, places, item.object_id, flags, (modality,))
 
 
 def _object(index: SurveyIndex, row: int, asked: Modality | None, target: Target) -> Resolved:
-    """An object asks with the modality named, else the target's, else the spectrum (the more telling), else the image."""
-    wishes = (asked,) if asked else ((target,) if target != "either" else ()) + ("spectrum", "image")
+    """An object asks with the modality named, else the target's, else its spectrum (it says more), else its image."""
+    first: tuple[Modality, ...] = (target,) if target != "either" else ()
+    wishes: tuple[Modality, ...] = (asked,) if asked else (*first, "spectrum", "image")
     record = index.catalog.take([row], ["object_id", "ra", "dec"]).to_pylist()[0]
     for modality in wishes:
         vector = index.vector(row, modality)
@@ -221,9 +220,7 @@ def _fuse(parts: Sequence[Resolved]) -> Resolved:
     )
 
 
-def _combine(
-    engine: Engine, combine: Combine, uploads: Mapping[Modality, Embedded], target: Target
-) -> Resolved:
+def _combine(engine: Engine, combine: Combine, uploads: Mapping[Modality, Embedded], target: Target) -> Resolved:
     terms = [resolve(engine, query, uploads, target) for query in (*combine.positive, *combine.negative)]
     given = np.asarray(combine.weights or [], np.float64)
     weights = np.concatenate([given, np.ones(len(terms) - len(given))])

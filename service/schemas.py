@@ -52,7 +52,7 @@ class Position(Strict):
 
     ra: FiniteFloat | Annotated[str, Field(max_length=64)]
     dec: FiniteFloat | Annotated[str, Field(max_length=64)]
-    radius_arcsec: float = Field(5.0, gt=0, le=3600)
+    radius_arcsec: float = Field(default=5.0, gt=0, le=3600)
 
 
 class PositionQuery(Strict):
@@ -65,7 +65,7 @@ class VectorQuery(Strict):
 
     vector: list[FiniteFloat] = Field(min_length=1, max_length=65536)
     modality: Modality
-    model_sha256: str | None = Field(None, max_length=128)
+    model_sha256: str | None = Field(default=None, max_length=128)
 
 
 class UploadQuery(Strict):
@@ -131,25 +131,28 @@ class SearchRequest(Strict):
 
     query: Query | None = None
     target: Literal["image", "spectrum", "either"] | None = Field(
-        None, description="Which embeddings of the index to search. Default: either (search), the query's own (estimate)."
+        default=None, description="Which embeddings to search. Default: either (search), the query's own (estimate)."
     )
-    k: int | None = Field(None, ge=1, strict=True, description="Hits wanted; the largest k stands in /v1/info.")
+    k: int | None = Field(default=None, ge=1, strict=True, description="Hits wanted; the largest k stands in /v1/info.")
     filter: dict[str, Any] | None = Field(
-        None, description="and/or/not over range, in, cone, box, polygon, moc; e.g. "
-        '{"and": [{"column": "redshift", "range": [0.1, 0.3]}, {"cone": {"ra": 180, "dec": 0, "radius_deg": 5}}]}.'
+        default=None,
+        description="and/or/not over range, in, cone, box, polygon, moc; e.g. "
+        '{"and": [{"column": "redshift", "range": [0.1, 0.3]}, {"cone": {"ra": 180, "dec": 0, "radius_deg": 5}}]}.',
     )
-    exclude_arcsec: float | None = Field(None, ge=0, le=36000, description="Leave out hits this near to the query.")
+    exclude_arcsec: float | None = Field(
+        default=None, ge=0, le=36000, description="Leave out hits this near to the query."
+    )
     columns: list[Annotated[str, Field(max_length=128)]] | None = Field(
-        None, description="Catalogue columns to return with each hit; default: the index's properties."
+        default=None, description="Catalogue columns to return with each hit; default: the index's properties."
     )
-    preview: bool = Field(False, description="Return a small view of the query itself.")
+    preview: bool = Field(default=False, description="Return a small view of the query itself.")
 
 
 class EstimateRequest(SearchRequest):
     properties: list[Annotated[str, Field(max_length=128)]] | None = Field(
-        None, description="Properties to estimate; default: every one the index knows."
+        default=None, description="Properties to estimate; default: every one the index knows."
     )
-    coverage: float = Field(0.68, gt=0, lt=1, description="Probability the interval lo..hi is meant to hold.")
+    coverage: float = Field(default=0.68, gt=0, lt=1, description="Probability the interval lo..hi is meant to hold.")
 
 
 # --- answers ---------------------------------------------------------------------------------------------------
@@ -255,8 +258,10 @@ class QueryEcho(Answer):
     ra: float | None = None
     dec: float | None = None
     quality: dict[str, QualityModel] = Field(default_factory=dict)
-    image: str | None = Field(None, description="JPEG as a data URL; with preview only.")
-    spectrum: dict[str, list[float | None]] | None = Field(None, description="wave and flux; with preview only.")
+    image: str | None = Field(default=None, description="JPEG as a data URL; with preview only.")
+    spectrum: dict[str, list[float | None]] | None = Field(
+        default=None, description="wave and flux; with preview only."
+    )
 
 
 class SearchAnswer(Provenance):

@@ -21,50 +21,62 @@ DEMO_INDEX = Path(__file__).parent / "demo" / "index"
 class Settings(BaseSettings):
     """What an operator may turn; see each field for the default and its reason."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="ASTROCLIP_", frozen=True, extra="ignore", protected_namespaces=()
-    )
+    model_config = SettingsConfigDict(env_prefix="ASTROCLIP_", frozen=True, extra="ignore", protected_namespaces=())
 
-    index_dir: Path = Field(DEMO_INDEX, description="Index to serve; the default is the demo index shipped here.")
-    model_dir: Path = Field(DEMO_MODEL, description="Model directory; it must be the one the index was built with.")
-    device: str = Field("auto", description="Torch device: auto takes a GPU when there is one.")
-    dtype: str = Field("auto", description="Arithmetic of the model: auto takes what the device does best.")
-    encode_batch: int = Field(64, ge=1, le=4096, description="Items per forward pass; 64 fits every device.")
+    index_dir: Path = Field(
+        default=DEMO_INDEX, description="Index to serve; the default is the demo index shipped here."
+    )
+    model_dir: Path = Field(
+        default=DEMO_MODEL, description="Model directory; it must be the one the index was built with."
+    )
+    device: str = Field(default="auto", description="Torch device: auto takes a GPU when there is one.")
+    dtype: str = Field(default="auto", description="Arithmetic of the model: auto takes what the device does best.")
+    encode_batch: int = Field(default=64, ge=1, le=4096, description="Items per forward pass; 64 fits every device.")
 
     max_body_bytes: int = Field(
-        32 * 2**20,
+        default=32 * 2**20,
         ge=1024,
         description="Largest request body: 13 times the largest DESI coadd we tested with, and small enough to be "
         "held in memory by every request in flight.",
     )
     body_timeout_s: float = Field(
-        30.0, gt=0, description="A body must have arrived by then, so that slow senders cannot hold connections."
+        default=30.0,
+        gt=0,
+        description="A body must have arrived by then, so that slow senders cannot hold connections.",
     )
-    max_files: int = Field(64, ge=1, description="Files in one multipart request: one forward pass of the model.")
+    max_files: int = Field(
+        default=64, ge=1, description="Files in one multipart request: one forward pass of the model."
+    )
     max_items: int = Field(
-        512, ge=1, description="Objects embedded by one request: about a minute on two cores; more is a batch job."
-    )
-    max_k: int = Field(1000, ge=1, description="Largest k: an answer of 1,000 hits is about 0.5 MB of JSON.")
-    default_k: int = Field(16, ge=1, description="k when none is given: the published k-NN protocol uses 16.")
-    max_query_terms: int = Field(
-        64, ge=1, description="Queries inside one combine: each costs a lookup or a forward pass."
-    )
-    max_query_depth: int = Field(3, ge=1, description="Nesting of combine: deeper trees have no use we know of.")
-    max_columns: int = Field(64, ge=1, description="Columns or properties named in one request.")
-    max_radius_arcsec: float = Field(
-        36000.0, gt=0, description="Largest cone of an object lookup: 10 degrees; larger regions are filters."
-    )
-    max_rows: int = Field(10000, ge=1, description="Rows of one object lookup or cone search, about 5 MB of JSON.")
-    max_in_flight: int = Field(
-        64,
+        default=512,
         ge=1,
-        description="Requests at work at once; one more is answered 429, since it would wait longer than a client does.",
+        description="Objects embedded by one request: about a minute on two cores; more is a batch job.",
     )
-    decode_threads: int = Field(2, ge=1, le=64, description="Threads that read uploads while the model runs.")
-    search_threads: int = Field(2, ge=1, le=64, description="Threads that search the index.")
+    max_k: int = Field(default=1000, ge=1, description="Largest k: an answer of 1,000 hits is about 0.5 MB of JSON.")
+    default_k: int = Field(default=16, ge=1, description="k when none is given: the published k-NN protocol uses 16.")
+    max_query_terms: int = Field(
+        default=64, ge=1, description="Queries inside one combine: each costs a lookup or a forward pass."
+    )
+    max_query_depth: int = Field(
+        default=3, ge=1, description="Nesting of combine: deeper trees have no use we know of."
+    )
+    max_columns: int = Field(default=64, ge=1, description="Columns or properties named in one request.")
+    max_radius_arcsec: float = Field(
+        default=36000.0, gt=0, description="Largest cone of an object lookup: 10 degrees; larger regions are filters."
+    )
+    max_rows: int = Field(
+        default=10000, ge=1, description="Rows of one object lookup or cone search, about 5 MB of JSON."
+    )
+    max_in_flight: int = Field(
+        default=64,
+        ge=1,
+        description="POST requests at work at once; one more is answered 429: it would wait longer than clients do.",
+    )
+    decode_threads: int = Field(default=2, ge=1, le=64, description="Threads that read uploads while the model runs.")
+    search_threads: int = Field(default=2, ge=1, le=64, description="Threads that search the index.")
     canary_interval_s: float = Field(
-        10.0, ge=0, description="Age at which /readyz asks the model its known question again."
+        default=10.0, ge=0, description="Age at which /readyz asks the model its known question again."
     )
-    host: str = Field("127.0.0.1", description="Address to listen on; loopback until an operator opens it.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
-    log_level: str = Field("info", description="uvicorn's log level.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on; loopback until an operator opens it.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on.")
+    log_level: str = Field(default="info", description="uvicorn's log level.")

@@ -94,7 +94,7 @@ def _arrow(rows: Rows, columns: Sequence[str], meta: Mapping[str, str], fmt: str
     import pyarrow.parquet as pq
 
     table = pa.table({name: pa.array([row[name] for row in rows]) for name in columns})
-    table = table.replace_schema_metadata({key: value for key, value in meta.items()})
+    table = table.replace_schema_metadata(dict(meta))
     stream = io.BytesIO()
     if fmt == "parquet":
         pq.write_table(table, stream)

@@ -23,7 +23,7 @@ from starlette.requests import Request
 
 from astroclip.errors import InputError, LimitError, MediaTypeError
 from astroclip.io import ImageOptions, SpectrumOptions, detect_modality
-from astroclip.types import Modality
+from astroclip.types import MODALITIES, Modality
 from service.errors import MalformedRequest, validation_error
 from service.schemas import SearchRequest
 from service.settings import Settings
@@ -116,7 +116,8 @@ def parse_json(body: bytes, kind: type[R]) -> R:
     try:
         raw = from_json(body, allow_inf_nan=True)
     except ValueError as error:
-        raise MalformedRequest(f"The body is not JSON ({error}). /docs shows the form wanted.", code="bad_json") from None
+        message = f"The body is not JSON ({error}). /docs shows the form wanted."
+        raise MalformedRequest(message, code="bad_json") from None
     return _validated(raw, kind)
 
 
@@ -141,14 +142,15 @@ async def _read_multipart(request: Request, kind: type[R], settings: Settings) -
     for name, part in form.multi_items():
         if name == "request":
             raw = await part.read() if isinstance(part, UploadFile) else part.encode()
-        elif name == "image" or name == "spectrum":
-            if name in uploads:
-                raise MalformedRequest(f"The form has two parts named {name!r}; send one object at a time.", field=name)
-            uploads[name] = await _upload(part, name)
-        else:
+            continue
+        modality = next((m for m in MODALITIES if m == name), None)
+        if modality is None:
             raise MalformedRequest(
                 f"The form has a part {name[:60]!r}; wanted the parts image, spectrum and request.", field=name[:60]
             )
+        if modality in uploads:
+            raise MalformedRequest(f"The form has two parts named {name!r}; send one object at a time.", field=name)
+        uploads[modality] = await _upload(part, name)
     return parse_json(raw, kind), uploads
 
 
@@ -201,7 +203,7 @@ def _from_parameters(request: Request, kind: type[R]) -> R:
                 raw[name] = json.loads(text)
             except (ValueError, RecursionError):
                 raise MalformedRequest(
-                    f"{name}={text[:60]!r} is not a JSON value; wanted e.g. k=16 or filter={{\"column\": ...}}.",
+                    f'{name}={text[:60]!r} is not a JSON value; wanted e.g. k=16 or filter={{"column": ...}}.',
                     field=name,
                 ) from None
         else:
@@ -213,9 +215,11 @@ def _modality(request: Request, upload: Upload) -> Modality:
     said = request.query_params.get("modality")
     if said is None:
         return detect_modality(upload.data, media_type=upload.media_type)
-    if said == "image" or said == "spectrum":
-        return said
-    raise InputError(f"modality is {said[:60]!r}; wanted image or spectrum.", code="invalid_value", field="modality")
+    modality = next((m for m in MODALITIES if m == said), None)
+    if modality is None:
+        message = f"modality is {said[:60]!r}; wanted image or spectrum."
+        raise InputError(message, code="invalid_value", field="modality")
+    return modality
 
 
 def _refuse_unknown(request: Request, known: tuple[str, ...], options: bool = True) -> None:

@@ -30,7 +30,8 @@ _NPY = "application/x-npy"
 def _body(*types: str) -> dict[str, Any]:
     """OpenAPI's view of a body we read by hand."""
     binary = {"schema": {"type": "string", "format": "binary"}}
-    form = {"type": "object", "properties": {"file": {"type": "array", "items": binary["schema"]}}, "required": ["file"]}
+    files = {"type": "array", "items": binary["schema"]}
+    form = {"type": "object", "properties": {"file": files}, "required": ["file"]}
     content = {**dict.fromkeys(types, binary), "multipart/form-data": {"schema": form}}
     return {"requestBody": {"required": True, "content": content}, "parameters": _parameters(types)}
 

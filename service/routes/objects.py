@@ -61,9 +61,7 @@ async def objects(
         truncated, rows, separations = len(rows) > most, rows[:most], separations[:most]
     models = await engine.search(trace, object_models, engine.index, rows, separations)
     if fmt == "json":
-        found = ObjectsAnswer(
-            request_id=trace.request_id, **engine.provenance(), objects=models, truncated=truncated
-        )
+        found = ObjectsAnswer(request_id=trace.request_id, **engine.provenance(), objects=models, truncated=truncated)
         return json_answer(found)
     return _table(engine, models, fmt, trace.request_id)
 

@@ -101,7 +101,7 @@ async def _one(
         return embedded, []
     item = usable[0].item
     name = item.object_id if item and item.object_id else f"index {prepared.index(usable[0])}"
-    note = f"The file holds {len(prepared)} objects; the first usable one ({name}) asks. Choose with ?object=ID or index."
+    note = f"The file holds {len(prepared)} objects; the first usable ({name}) asks. Choose with ?object=ID or index."
     return embedded, [Flag("several_objects", note)]
 
 

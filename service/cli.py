@@ -1,0 +1,319 @@
+"""Commands of the service: `demo`, `serve`, `search`, `estimate`.
+
+`search` and `estimate` speak to a running service (--url) or, without one, run the same application in this process
+over an index (--index, by default the demo's): the answers are the same, since the code is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from contextlib import suppress
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from astroclip.errors import InputError
+
+if TYPE_CHECKING:
+    from astropy.table import Table
+
+    from service.engine import Engine
+    from service.settings import Settings
+
+__all__ = ["register"]
+
+
+class Target(StrEnum):
+    image = "image"
+    spectrum = "spectrum"
+    either = "either"
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+    csv = "csv"
+    votable = "votable"
+
+
+IndexOption = Annotated[Path | None, typer.Option("--index", help="Index directory; default: the demo index.")]
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", help="Model directory the index was built with; default: the demo model.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="Torch device; auto takes a GPU when there is one.")]
+ImageOption = Annotated[Path | None, typer.Option("--image", help="Image file: FITS cutout, PNG, JPEG, .npy.")]
+SpectrumOption = Annotated[Path | None, typer.Option("--spectrum", help="Spectrum file: DESI, SDSS, table FITS, CSV.")]
+IdOption = Annotated[str | None, typer.Option("--id", help="An object of the index.")]
+RadecOption = Annotated[
+    str | None, typer.Option("--radec", help='Position: "188.7 -0.2" (degrees) or "12:34:56 -00:12:34".')
+]
+RadiusOption = Annotated[float | None, typer.Option("--radius-arcsec", help="Search radius about --radec.")]
+TargetOption = Annotated[Target | None, typer.Option("--target", help="Embeddings to search.")]
+KOption = Annotated[int | None, typer.Option("-k", help="Neighbours wanted.")]
+UrlOption = Annotated[str | None, typer.Option("--url", help="A running service; without it, search in process.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="How to print the answer.")]
+FilterOption = Annotated[
+    str | None, typer.Option("--filter", help='JSON, e.g. {"column": "redshift", "range": [0.1, 0.3]}.')
+]
+ExcludeOption = Annotated[
+    float | None, typer.Option("--exclude-arcsec", help="Leave out hits this near to the query's position.")
+]
+ColumnsOption = Annotated[str | None, typer.Option("--columns", help="Catalogue columns to show, comma between.")]
+PropertiesOption = Annotated[
+    str | None, typer.Option("--properties", help="Properties to estimate, comma between; default: all standard ones.")
+]
+CoverageOption = Annotated[float | None, typer.Option("--coverage", help="Probability of the interval, e.g. 0.68.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the `astroclip` command."""
+    app.command("demo")(demo)
+    app.command("serve")(serve)
+    app.command("search")(search)
+    app.command("estimate")(estimate)
+
+
+# --- serving ---------------------------------------------------------------------------------------------------------
+
+
+def demo(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    device: DeviceOption = "auto",
+) -> None:
+    """Serve the demo index and its page."""
+    from service.settings import DEMO_INDEX, DEMO_MODEL, Settings
+
+    settings = Settings(index_dir=DEMO_INDEX, model_dir=DEMO_MODEL, host=host, port=port, device=device)
+    engine = _load(settings)
+    _say(f"{len(engine.index):,} simulated galaxies, model {engine.embedder.model_id} on {engine.embedder.device}.")
+    _run(settings, engine)
+
+
+def serve(
+    index: IndexOption = None,
+    model: ModelOption = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (ASTROCLIP_HOST; 127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on (ASTROCLIP_PORT; 8000).")] = None,
+    device: Annotated[str | None, typer.Option(help="Torch device (ASTROCLIP_DEVICE; auto).")] = None,
+) -> None:
+    """Serve an index. Every setting can also be given in the environment as ASTROCLIP_<NAME>."""
+    settings = _settings(index, model, host=host, port=port, device=device)
+    engine = _load(settings)
+    _say(f"{engine.index.manifest.survey}: {len(engine.index):,} objects, model {engine.embedder.model_id}.")
+    _run(settings, engine)
+
+
+def _settings(index: Path | None, model: Path | None, **others: Any) -> Settings:
+    from service.settings import Settings
+
+    given = {"index_dir": index, "model_dir": model, **others}
+    return Settings(**{name: value for name, value in given.items() if value is not None})
+
+
+def _load(settings: Settings) -> Engine:
+    """The engine, loaded before the server starts: what cannot be served ends with a message and exit code 2."""
+    from service.engine import Engine
+
+    _quiet_loading()
+    return Engine.load(settings)
+
+
+def _quiet_loading() -> None:
+    """No progress bar for a model that loads in a second."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def _run(settings: Settings, engine: Engine) -> None:
+    import uvicorn
+
+    from service.app import make_app
+
+    base = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else settings.host}:{settings.port}"
+    _say(f"Page:  {base}/\nDocs:  {base}/docs\nTry:   curl -s '{base}/v1/objects?random=1'")
+    _say(f"       curl -s --data-binary @spectrum.fits '{base}/v1/estimate?modality=spectrum&k=16'")
+    try:
+        uvicorn.run(
+            make_app(settings, engine),
+            host=settings.host,
+            port=settings.port,
+            log_level=settings.log_level,
+            timeout_graceful_shutdown=20,
+            server_header=False,
+        )
+    finally:
+        engine.close()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# --- asking ----------------------------------------------------------------------------------------------------------
+
+
+def search(
+    image: ImageOption = None,
+    spectrum: SpectrumOption = None,
+    object_id: IdOption = None,
+    radec: RadecOption = None,
+    radius_arcsec: RadiusOption = None,
+    target: TargetOption = None,
+    k: KOption = None,
+    filter: FilterOption = None,
+    exclude_arcsec: ExcludeOption = None,
+    columns: ColumnsOption = None,
+    index: IndexOption = None,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    url: UrlOption = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Find the objects most similar to an image, a spectrum, an object of the index or what lies at a position."""
+    asked = _asked(image, spectrum, object_id, radec, radius_arcsec, target, k, filter, exclude_arcsec, columns)
+    _ask("search", asked, url, _settings(index, model, device=device), format)
+
+
+def estimate(
+    image: ImageOption = None,
+    spectrum: SpectrumOption = None,
+    object_id: IdOption = None,
+    radec: RadecOption = None,
+    radius_arcsec: RadiusOption = None,
+    target: TargetOption = None,
+    k: KOption = None,
+    filter: FilterOption = None,
+    exclude_arcsec: ExcludeOption = None,
+    columns: ColumnsOption = None,
+    properties: PropertiesOption = None,
+    coverage: CoverageOption = None,
+    index: IndexOption = None,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    url: UrlOption = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Estimate redshift and other properties from the nearest neighbours, with intervals."""
+    asked = _asked(image, spectrum, object_id, radec, radius_arcsec, target, k, filter, exclude_arcsec, columns)
+    asked |= {"properties": _names(properties), "coverage": coverage}
+    _ask("estimate", asked, url, _settings(index, model, device=device), format)
+
+
+def _asked(
+    image: Path | None,
+    spectrum: Path | None,
+    object_id: str | None,
+    radec: str | None,
+    radius_arcsec: float | None,
+    target: Target | None,
+    k: int | None,
+    filter: str | None,
+    exclude_arcsec: float | None,
+    columns: str | None,
+) -> dict[str, Any]:
+    """The client's arguments. Raises InputError."""
+    try:
+        expression = json.loads(filter) if filter else None
+    except ValueError as error:
+        raise InputError(f"--filter is not JSON ({error}).", code="bad_json", field="filter") from None
+    return {
+        "image": image,
+        "spectrum": spectrum,
+        "object_id": object_id,
+        "position": radec,
+        "radius_arcsec": radius_arcsec,
+        "target": target.value if target else None,
+        "k": k,
+        "filter": expression,
+        "exclude_arcsec": exclude_arcsec,
+        "columns": _names(columns),
+    }
+
+
+def _names(text: str | None) -> list[str] | None:
+    return [name.strip() for name in text.split(",") if name.strip()] if text else None
+
+
+def _ask(command: str, asked: dict[str, Any], url: str | None, settings: Settings, fmt: Format) -> None:
+    from dataclasses import replace
+
+    from astroclip.client import calls
+    from astroclip.client.results import plain
+
+    call = (calls.search if command == "search" else calls.estimate)(**asked)
+    if fmt is Format.json:
+        answer = asyncio.run(_send(replace(call, read=plain), url, settings))  # type: ignore[arg-type]
+        print(json.dumps(answer, indent=1))
+        return
+    table = asyncio.run(_send(call, url, settings))
+    if fmt is Format.table:
+        _print(table)
+    else:
+        table.meta = {}  # nested provenance has no place in CSV; --format json shows it
+        table.write(sys.stdout.buffer if fmt is Format.votable else sys.stdout, format=_ASTROPY[fmt])
+
+
+_ASTROPY = {Format.csv: "ascii.csv", Format.votable: "votable"}
+
+
+async def _send(call: Any, url: str | None, settings: Settings) -> Any:
+    """Send to `url`, or to the application in this process."""
+    from astroclip.client import AsyncClient
+
+    if url is not None:
+        async with AsyncClient(url) as client:
+            return await client.send(call)
+    import httpx2
+
+    from service.app import make_app
+
+    engine = _load(settings)
+    try:
+        transport = httpx2.ASGITransport(make_app(settings, engine))
+        async with AsyncClient("http://in-process", transport=transport) as client:
+            return await client.send(call)
+    finally:
+        engine.close()
+
+
+def _print(table: Table) -> None:
+    """The table, what to think of it, and where it comes from."""
+    import rich.table
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    shown = rich.table.Table(header_style="bold", box=SIMPLE_HEAD)
+    for name in table.colnames:
+        shown.add_column(name, justify="right" if table[name].dtype.kind in "fiu" else "left", no_wrap=True)
+    for row in table:
+        shown.add_row(*[_cell(row[name]) for name in table.colnames])
+    console.print(shown)
+    trust = table.meta.get("trust", {})
+    for flag in trust.get("flags", []):
+        console.print(f"[yellow]note[/yellow] {flag['message']}", highlight=False)
+    p = trust.get("ood_p")
+    if p is not None:
+        console.print(f"{100 * p:.2g} % of the survey's own objects are as far from their neighbours.", highlight=False)
+    meta = table.meta
+    if "search" in meta:
+        how = f"{meta['search']['mode']} search of {meta['search']['candidates']:,} vectors"
+        model, index = meta["model"], meta["index"]
+        console.print(
+            f"[dim]{how}; index {index['id']} {index['manifest_sha256'][:12]}, model {model['id']} "
+            f"{model['sha256'][:12]}[/dim]",
+            highlight=False,
+        )
+
+
+def _cell(value: Any) -> str:
+    with suppress(AttributeError):
+        if value.mask:
+            return ""
+    return f"{value:.5g}" if isinstance(value, float) or getattr(value, "dtype", None) == "float64" else str(value)

@@ -1,0 +1,145 @@
+// What is shown: the query, the estimates, trust in plain sentences, the neighbours, and provenance.
+
+import * as api from "./api.js";
+import { definitions, element, number, pretty, unit } from "./dom.js";
+import { estimateStrip, spectrumPlot } from "./plot.js";
+
+const at = (id) => document.getElementById(id);
+
+// record: the query's own catalogue row where it is an object of the index, else null; files: what was uploaded.
+export function show(answer, record, files, search) {
+  const redshift = answer.estimates.find((e) => e.name === "redshift")?.value ?? null;
+  at("query").replaceChildren(query(answer, record, files, redshift));
+  at("estimates").replaceChildren(...estimates(answer, record));
+  at("trust").replaceChildren(trust(answer));
+  at("hits-note").textContent = searchNote(answer);
+  at("hits").replaceChildren(...answer.hits.map((hit, i) => card(hit, i, search)));
+  at("results").hidden = false;
+}
+
+// --- the query ---------------------------------------------------------------------------------------------------------
+
+function query(answer, record, files, redshift) {
+  const asked = answer.query;
+  const image = asked.image ?? record?.previews.image;
+  const facts = definitions([
+    ["Asked with", asked.modalities.join(" + ")],
+    ["File", files.map((file) => file.name).join(", ")],
+    ["Object", asked.object_id],
+    ["RA, Dec", asked.ra === null ? null : `${asked.ra.toFixed(5)}, ${asked.dec.toFixed(5)}`],
+    ...Object.entries(asked.quality).flatMap(([kind, q]) => [
+      [`S/N, ${kind}`, q.snr === null ? null : number(q.snr, 3)],
+      [`Masked, ${kind}`, q.masked_fraction > 0 ? `${(100 * q.masked_fraction).toFixed(1)} %` : null],
+    ]),
+  ]);
+  const body = element("div", { class: "query-body" },
+    image ? element("img", { class: "cutout", src: image, alt: "The query's image" }) : null,
+    element("div", { class: "facts" }, facts));
+  const box = element("div", {}, body);
+  const draw = (spectrum) => box.append(
+    spectrumPlot(spectrum, { width: 440, height: 150, axis: true, redshift, label: "The query's spectrum" }));
+  if (asked.spectrum) draw(asked.spectrum);
+  else if (record?.previews.spectrum) api.spectrum(record.previews.spectrum).then(draw, () => {});
+  return box;
+}
+
+// --- estimates ---------------------------------------------------------------------------------------------------------
+
+function estimates(answer, record) {
+  const known = answer.estimates.filter((e) => e.value !== null);
+  if (known.length === 0) return [element("p", { class: "quiet" }, "The neighbours have no measured properties.")];
+  const rows = known.map((e) => {
+    const values = answer.hits.map((hit) => hit.properties[e.name]).filter((v) => typeof v === "number");
+    const truth = record?.properties[e.name] ?? null;
+    const said = `${pretty(e.name)} ${number(e.value)}, between ${number(e.lo)} and ${number(e.hi)}`;
+    return element("div", { class: "estimate" },
+      element("span", { class: "name" }, pretty(e.name)),
+      element("span", { class: "value" },
+        element("b", {}, number(e.value)), unit(e.unit), element("span", { class: "quiet" }, `  ${number(e.lo, 3)} – ${number(e.hi, 3)}`)),
+      estimateStrip(e, values, truth, said));
+  });
+  const percent = Math.round(100 * known[0].coverage);
+  const legend = `Band: ${percent} % of the neighbours' weight. Dots: neighbours.` + (record ? " Diamond: the catalogue's own value." : "");
+  return [...rows, element("p", { class: "legend" }, legend)];
+}
+
+// --- trust -------------------------------------------------------------------------------------------------------------
+
+function trust(answer) {
+  const p = answer.trust.ood_p;
+  const notes = answer.trust.flags.map((flag) => element("li", { class: "warn" }, flag.message));
+  if (p !== null && !answer.trust.flags.some((flag) => flag.code === "out_of_distribution")) {
+    notes.unshift(element("li", { class: "good" }, familiarity(p)));
+  }
+  const n = answer.estimates.find((e) => e.n_eff > 0)?.n_eff;
+  if (n) notes.push(element("li", {}, `The estimates rest on ${number(n, 2)} effective neighbours of ${answer.hits.length}.`));
+  if (notes.length === 0) notes.push(element("li", {}, "The index cannot say how usual this query is."));
+  return element("ul", { class: "notes" }, ...notes);
+}
+
+function familiarity(p) {
+  const percent = 100 * p;
+  const share = percent < 1 ? "fewer than 1 %" : `${Math.round(percent)} %`;
+  if (p > 0.2) return `It looks like the survey's galaxies: ${share} of them have neighbours no closer than its own.`;
+  return `It is somewhat unusual: only ${share} of the survey's galaxies have neighbours no closer than its own.`;
+}
+
+function searchNote(answer) {
+  const { mode, candidates, expected_recall: recall } = answer.search;
+  const how = mode === "exact" ? "compared exactly" : `searched by ${mode}, recall ${number(recall, 3)}`;
+  return `${candidates.toLocaleString("en")} embeddings ${how}`;
+}
+
+// --- neighbours --------------------------------------------------------------------------------------------------------
+
+function card(hit, i, search) {
+  const picture = hit.previews.image
+    ? element("img", { class: "cutout", src: hit.previews.image, alt: `Image of ${hit.object_id}`, loading: "lazy" })
+    : element("div", { class: "none" }, "no image");
+  const body = element("div", { class: "body" },
+    element("button", { type: "button", class: "id", title: "Search with this object", onclick: () => search(hit.object_id) }, hit.object_id),
+    definitions([
+      ["Similarity", hit.score.toFixed(3)],
+      ["Percentile", hit.percentile === null ? null : percentile(hit.percentile)],
+      ["Redshift", typeof hit.properties.redshift === "number" ? hit.properties.redshift.toFixed(4) : null],
+      ["log M", typeof hit.properties.log_stellar_mass === "number" ? hit.properties.log_stellar_mass.toFixed(2) : null],
+    ]));
+  if (hit.previews.spectrum) {
+    api.spectrum(hit.previews.spectrum).then(
+      (found) => body.append(spectrumPlot(found, { label: `Spectrum of ${hit.object_id}` })), () => {});
+  }
+  return element("li", { class: "hit" },
+    element("div", { class: "pair" }, picture, element("span", { class: "rank" }, String(i + 1)),
+      element("span", { class: "via" }, `by ${hit.modality}`)),
+    body);
+}
+
+// As many digits as it takes to tell the best from each other.
+const percentile = (p) => (p >= 99.995 ? "> 99.99" : p >= 99 ? p.toFixed(2) : p.toFixed(1));
+
+// --- provenance and samples --------------------------------------------------------------------------------------------
+
+export function provenance(info, requestId = null) {
+  const index = info.indexes[0], model = info.models[0];
+  at("provenance").replaceChildren(
+    element("p", {}, `${index.survey}: ${index.counts.objects.toLocaleString("en")} objects. Index `,
+      element("code", {}, `${index.id} ${index.manifest_sha256.slice(0, 12)}`), ", model ",
+      element("code", {}, `${model.id} ${model.sha256.slice(0, 12)}`), `, preprocessing ${model.preprocess_version}, on ${model.device}.`,
+      requestId ? element("span", {}, " Request ", element("code", {}, requestId), ".") : null),
+    element("p", {}, info.citations.join("; ")));
+}
+
+export function samples(objects, search) {
+  const shown = objects.filter((o) => o.previews.image);
+  at("samples").replaceChildren(...shown.map((o) =>
+    element("button", { type: "button", "aria-label": `Search with ${o.object_id}`, title: o.object_id, onclick: () => search(o.object_id) },
+      element("img", { src: o.previews.image, alt: "" }))));
+  at("start").hidden = shown.length === 0;
+}
+
+export function problem(error) {
+  const box = at("problem");
+  box.hidden = error === null;
+  if (error === null) return;
+  box.replaceChildren(error.message, error.requestId ? element("div", { class: "quiet" }, `Request ${error.requestId}`) : "");
+}
