@@ -60,7 +60,7 @@ class Shard:
 
 
 def simulate_shard(shard: Shard, synthesizer: Any) -> Columns:
-    """All columns of a shard, in Multimodal Universe naming. Images: nanomaggies a pixel; spectra: 1e-17 erg/s/cm2/A."""
+    """All columns, Multimodal Universe names. Images: nanomaggies a pixel; spectra: 1e-17 erg/s/cm2/A."""
     for_population, for_images, for_spectra, for_sky = shard.generators()
     population = _population(shard, synthesizer, for_population)
     photsys = photometric_system(shard.pixel)

@@ -1,7 +1,8 @@
 """The survey driver: shards over processes, resumable, with a manifest that says exactly what was made.
 
-A shard is finished when its file has its name (`mmu.write_shard` renames it last), so a killed run goes on where it stopped, and the result is the same bytes whatever the number of workers. `survey.json` is written first, as the
-plan, and again at the end with every file's SHA-256.
+A shard is finished when its file has its name (`mmu.write_shard` renames it last), so a killed run goes on where it
+stopped, and the result is the same bytes whatever the number of workers. `survey.json` is written first, as the plan,
+and again at the end with every file's SHA-256.
 """
 
 from __future__ import annotations
