@@ -15,7 +15,7 @@ TEST_STAMP := $(VENV)/.installed-test
 # One thread a process: the test workers share the cores between them.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test test-slow lint typecheck fast-tests docker-smoke clean help
+.PHONY: demo test test-slow lint typecheck fast-tests docs docker-smoke clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,6 +36,10 @@ typecheck: $(TEST_STAMP)
 
 fast-tests: $(TEST_STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS)
+
+docs: $(TEST_STAMP) ## refill the generated tables of README.md and docs/
+	$(BIN)/python docs/generate.py
+	$(BIN)/python benchmarks/readme_tables.py
 
 docker-smoke: ## build the CPU image, run it, embed one file (Docker, or buildah without an engine)
 	docker/smoke.sh
