@@ -8,14 +8,20 @@ How it keeps its promises:
 * Parts are cut by the list of inputs alone and batches never cross parts, so a job that was killed and resumed writes
   the bytes an undisturbed one writes.
 * A row is never lost: an object that cannot be read or embedded keeps its row, without a vector and with its error.
-* Threads read and prepare ahead while the model runs; what they hold is bounded by `PREFETCH_UNITS`.
+* Readers work ahead of the model, and what they hold is bounded by `PREFETCH_UNITS`. Threads do for a few files; a
+  large job gets processes, since unpacking and resampling hold the interpreter's lock (about 5 ms a row).
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,12 +41,14 @@ from astroclip.parts import (
     publish_part,
     valid_marker,
 )
+from astroclip.preprocess import ImageGrid, SpectrumGrid, image_to_grid, spectrum_to_grid
 from astroclip.types import MODALITIES, Image, Modality, Spectrum
 
 __all__ = ["BatchReport", "Encoder", "embed_catalog"]
 
 PART_ROWS = 2_000  # 2 MB of two 128-d vectors each; a death loses minutes of work at most
 PREFETCH_UNITS = 8  # a unit of a survey shard is 64 rows, some 30 MB while it is read and 10 MB once on the grid
+PROCESS_ROWS = 4_000  # from here on the seconds that processes take to start are earned back
 SYSTEMATIC = 8  # so many objects failing one by one are no coincidence
 
 
@@ -48,8 +56,8 @@ class Encoder(Provenance, Protocol):
     """What the job needs of an `astroclip.embed.Embedder`."""
 
     batch_size: int
-
-    def prepare(self, item: Image | Spectrum) -> Any: ...
+    image_grid: ImageGrid
+    spectrum_grid: SpectrumGrid
 
     def encode(self, prepared: Sequence[Any]) -> npt.NDArray[np.float32]: ...
 
@@ -73,11 +81,13 @@ def embed_catalog(
     limit: int | None = None,
     part_rows: int = PART_ROWS,
     workers: int = 2,
+    processes: bool | None = None,
     retry_failed: bool = False,
     advance: Callable[[int, int, int], None] | None = None,
 ) -> BatchReport:
     """Embed every object of `inputs` into `out`; run it again after a death and it goes on.
 
+    workers, processes: readers, and whether they are processes or threads; None decides by the number of rows.
     retry_failed: make parts that hold rows with errors again.
     advance: called with (rows just finished, rows done, rows in all) as the job goes; rows of finished parts count
              at once.
@@ -94,18 +104,20 @@ def embed_catalog(
         schema = part_schema(listed.columns, embedder.dim)
         total = sum(u.rows for u in listed.units)
         progress = _Progress(total, advance)
+        processes = total >= PROCESS_ROWS and workers > 1 if processes is None else processes
         done, markers = 0, []
-        for number, units in enumerate(parts):
-            path = folder / f"part-{number:05d}.parquet"
-            wanted = [fingerprint(u) for u in units]
-            marker = valid_marker(path, wanted, embedder)
-            if marker is None or (retry_failed and marker["failed"]):
-                rows = _embed_part(units, embedder, workers, progress)
-                marker = publish_part(path, rows, schema, wanted, embedder)
-            else:
-                done += 1
-                progress.add(sum(u.rows for u in units))
-            markers.append(marker)
+        with _readers(workers, processes) as pool:
+            for number, units in enumerate(parts):
+                path = folder / f"part-{number:05d}.parquet"
+                wanted = [fingerprint(u) for u in units]
+                marker = valid_marker(path, wanted, embedder)
+                if marker is None or (retry_failed and marker["failed"]):
+                    rows = _embed_part(units, embedder, pool, progress)
+                    marker = publish_part(path, rows, schema, wanted, embedder)
+                else:
+                    done += 1
+                    progress.add(sum(u.rows for u in units))
+                markers.append(marker)
     return BatchReport(
         rows=sum(m["rows"] for m in markers),
         failed=sum(m["failed"] for m in markers),
@@ -144,37 +156,56 @@ def _cut_parts(units: Sequence[Unit], part_rows: int) -> Iterator[list[Unit]]:
 # --- reading ahead and embedding --------------------------------------------------------------------------------------
 
 
-def _embed_part(units: Sequence[Unit], embedder: Encoder, workers: int, progress: _Progress) -> list[PartRow]:
-    """Every row of a part, embedded; units are read and prepared by threads, in order, a few ahead of the model."""
+def _embed_part(units: Sequence[Unit], embedder: Encoder, pool: Executor, progress: _Progress) -> list[PartRow]:
+    """Every row of a part, embedded; the pool reads and prepares units in order, a few ahead of the model."""
     rows: list[PartRow] = []
     waiting: dict[Modality, list[PartRow]] = {modality: [] for modality in MODALITIES}
-    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="read") as pool:
-        ahead: deque[tuple[Unit, Future[list[PartRow]]]] = deque()
-        todo = iter(units)
-        try:
-            while True:
-                while len(ahead) < PREFETCH_UNITS and (unit := next(todo, None)) is not None:
-                    ahead.append((unit, pool.submit(_read_and_prepare, unit, embedder)))
-                if not ahead:
-                    break
-                unit, future = ahead.popleft()
-                for row in future.result():
-                    rows.append(row)
-                    for modality in list(row.prepared):  # encoding takes them away
-                        waiting[modality].append(row)
-                        if len(waiting[modality]) == embedder.batch_size:
-                            _encode(waiting[modality], modality, embedder)
-                progress.add(unit.rows)
-        finally:
-            for _, future in ahead:
-                future.cancel()
+    ahead: deque[tuple[Unit, Future[list[PartRow]]]] = deque()
+    todo = iter(units)
+    try:
+        while True:
+            while len(ahead) < PREFETCH_UNITS and (unit := next(todo, None)) is not None:
+                ahead.append((unit, pool.submit(_read_and_prepare, unit, embedder.image_grid, embedder.spectrum_grid)))
+            if not ahead:
+                break
+            unit, future = ahead.popleft()
+            for row in future.result():
+                rows.append(row)
+                for modality in list(row.prepared):  # encoding takes them away
+                    waiting[modality].append(row)
+                    if len(waiting[modality]) == embedder.batch_size:
+                        _encode(waiting[modality], modality, embedder)
+            progress.add(unit.rows)
+    finally:
+        for _, future in ahead:
+            future.cancel()
     for modality in MODALITIES:
         _encode(waiting[modality], modality, embedder)
     return rows
 
 
-def _read_and_prepare(unit: Unit, embedder: Encoder) -> list[PartRow]:
-    """Runs in a thread: the unit's rows with their objects on the model's grid."""
+def _readers(workers: int, processes: bool) -> Executor:
+    """The pool; processes are spawned, not forked, for a fork of a process that runs CUDA or threads is undefined."""
+    if not processes:
+        return ThreadPoolExecutor(max_workers=workers, thread_name_prefix="read")
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, initializer=_follow_parent, initargs=(os.getpid(),))
+
+
+def _follow_parent(parent: int) -> None:
+    """In a reading process: leave Ctrl-C to the job, and exit when the job was killed and can no longer say so."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _read_and_prepare(unit: Unit, image_grid: ImageGrid, spectrum_grid: SpectrumGrid) -> list[PartRow]:
+    """Runs in the pool: the unit's rows with their objects on the model's grids."""
     rows = []
     for entry in read_unit(unit):
         row = PartRow(entry, errors=[_message(e) for e in entry.errors])
@@ -184,7 +215,10 @@ def _read_and_prepare(unit: Unit, embedder: Encoder) -> list[PartRow]:
                 continue
             row.quality[modality] = item.quality
             try:
-                row.prepared[modality] = embedder.prepare(item)
+                if isinstance(item, Image):
+                    row.prepared[modality] = image_to_grid(item, image_grid)
+                else:
+                    row.prepared[modality] = spectrum_to_grid(item, spectrum_grid)
                 row.quality[modality] = row.prepared[modality].quality
             except AstroClipError as error:
                 row.errors.append(_message(error))

@@ -39,7 +39,7 @@ def embed(
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Objects in one pass of the model.")] = 64,
     part_rows: Annotated[int, typer.Option(min=1, help="Rows of one part, about.")] = 2_000,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that read ahead of the model.")] = min(
+    workers: Annotated[int, typer.Option(min=1, help="Readers ahead of the model (processes in large jobs).")] = min(
         4, os.cpu_count() or 1
     ),
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many rows.")] = None,

@@ -319,6 +319,11 @@ def test_the_number_of_readers_changes_nothing(tmp_path, shards, undisturbed, ti
     assert contents(tmp_path) == undisturbed
 
 
+def test_reading_in_processes_changes_nothing(tmp_path, shards, undisturbed, tiny_embedder):
+    embed_catalog(shards, tmp_path, tiny_embedder, part_rows=40, processes=True)
+    assert contents(tmp_path) == undisturbed
+
+
 def test_a_finished_job_does_nothing_again(tmp_path, shards, tiny_embedder):
     embed_catalog(shards, tmp_path, tiny_embedder, part_rows=40)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("part-*")}
