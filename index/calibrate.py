@@ -27,7 +27,7 @@ KTH = 16  # neighbour whose similarity measures how usual an object is
 _LEVELS = np.concatenate([np.linspace(0.0, 0.99, 100), 1.0 - np.logspace(-2, -5, 31)[1:]])
 _TAIL = 1e-3  # fraction of the sample the exponential is fitted to and from where it takes over
 _QUERIES, _TARGETS = 4096, 1024  # 4 million pairs: the 1e-5 level rests on 40 of them
-_KTH_SAMPLE = 20_000
+_KTH_SAMPLE = 4096  # resolves p-values to 2.4e-4
 
 Scores = npt.NDArray[np.float64]
 
@@ -89,7 +89,7 @@ def kth_scores(table: VectorTable, rng: np.random.Generator, k: int = KTH) -> np
     """Sorted cosines of (a sample of) the objects with their k-th nearest other object; empty if there are too few."""
     if len(table) <= k:
         return np.empty(0, np.float32)
-    slots = sample_slots(len(table), _KTH_SAMPLE if len(table) <= 10 * _KTH_SAMPLE else _KTH_SAMPLE // 5, rng)
+    slots = sample_slots(len(table), _KTH_SAMPLE, rng)
     queries = table.take(slots)
     found = ExactBackend(table).search(queries, k + 1)
     scores = table.scores(queries, np.where(found == slots[:, None], -1, found))  # leave the object itself out

@@ -22,9 +22,11 @@ import pyarrow.parquet as pq
 
 from astroclip.errors import InputError
 from astroclip.types import MODALITIES
+from index.manifest import sha256_file
 
 __all__ = ["Part", "PartsInfo", "read_info", "read_parts"]
 
+_FORMAT_VERSION = 1  # of the parts this module reads
 _NORM_TOLERANCE = 0.01  # float16 storage moves a norm by 1e-3; more means it is not an embedding of ours
 _OWN = ("has_image", "has_spectrum", "preview_image", "preview_spectrum")  # columns the index writes itself
 
@@ -58,10 +60,11 @@ def read_info(folder: str | Path) -> PartsInfo:
     path = Path(folder) / "embedding.json"
     try:
         record = json.loads(path.read_text())
-        model = record.get("model", {})
+        if record["format_version"] != _FORMAT_VERSION:
+            raise ValueError(f"format version {record['format_version']}, not {_FORMAT_VERSION}")
         return PartsInfo(
-            model_id=str(model.get("id") or record["model_id"]),
-            model_sha256=str(model.get("sha256") or record["model_sha256"]),
+            model_id=str(record["model_id"]),
+            model_sha256=str(record["model_sha256"]),
             preprocess_version=str(record["preprocess_version"]),
             dim=int(record["dim"]),
         )
@@ -87,10 +90,13 @@ def read_parts(folder: str | Path, info: PartsInfo) -> Iterator[Part]:
         )
     for path in paths:
         try:
+            marker = json.loads(path.with_suffix(".done.json").read_text())
+            if marker["parquet_sha256"] != sha256_file(path):
+                raise ValueError("its SHA-256 is not that of its marker")
             table = pq.read_table(path)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise InputError(
-                f"{path.name} is not readable Parquet ({error}); delete it with its marker and embed again",
+                f"{path.name} is not as it was written ({error}); delete it with its marker and embed again",
                 code="bad_parts",
             ) from error
         yield _part(path.name, table, info)

@@ -14,6 +14,7 @@ __all__ = ["ExactBackend"]
 
 _CHUNK = 32_768  # vectors a product: 16 MB of float32 at D = 128, and scores of 256 queries stay at 32 MB
 _QUERIES = 256
+_GATHER = 0.2  # survivors' share of a chunk below which copying them out beats multiplying the whole chunk
 
 
 class ExactBackend:
@@ -43,11 +44,13 @@ class ExactBackend:
             allowed = None if mask is None else np.flatnonzero(mask[start:stop]) + start
             if allowed is not None and not len(allowed):
                 continue
-            if allowed is None or len(allowed) == stop - start:
-                slots, block = np.arange(start, stop), self._table.block(start, stop)
+            if allowed is not None and len(allowed) < _GATHER * (stop - start):
+                slots, scores = allowed, queries @ self._table.take(allowed).T
             else:
-                slots, block = allowed, self._table.take(allowed)
-            scores, slots = _top(queries @ block.T, np.broadcast_to(slots, (len(queries), len(slots))), k)
+                slots, scores = np.arange(start, stop), queries @ self._table.block(start, stop).T
+                if mask is not None:
+                    scores[:, ~mask[start:stop]] = -np.inf  # never among the best: k is at most the survivors
+            scores, slots = _top(scores, np.broadcast_to(slots, (len(queries), len(slots))), k)
             best_scores, best_slots = _top(
                 np.concatenate([best_scores, scores], axis=1), np.concatenate([best_slots, slots], axis=1), k
             )

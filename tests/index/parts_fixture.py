@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -81,7 +82,10 @@ def _write_part(path: Path, t: dict[str, np.ndarray], rng: np.random.Generator, 
         "target_class": pa.array(rng.choice(["BGS", "LRG", "ELG"], n).tolist()),
     }
     pq.write_table(pa.table(columns), path)
-    path.with_suffix(".done.json").write_text(json.dumps({"rows": n, "failed": int(failed.sum())}))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_suffix(".done.json").write_text(
+        json.dumps({"rows": n, "failed": int(failed.sum()), "parquet_sha256": digest})
+    )
 
 
 def _vectors(values: np.ndarray, has: np.ndarray, dim: int) -> pa.Array:

@@ -174,6 +174,22 @@ def test_unfinished_parts_are_refused(tmp_path):
     assert not (tmp_path / "i" / "CURRENT").exists()
 
 
+def test_a_damaged_part_is_refused(tmp_path):
+    write_parts(tmp_path / "p", 40)
+    content = bytearray((tmp_path / "p" / "part-00000.parquet").read_bytes())
+    content[len(content) // 3] ^= 1
+    (tmp_path / "p" / "part-00000.parquet").write_bytes(content)
+    with pytest.raises(InputError, match="part-00000.parquet is not as it was written"):
+        build_index(tmp_path / "p", tmp_path / "i", survey="Toy")
+
+
+def test_parts_that_are_not_unit_vectors_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("parts_fixture.embeddings", lambda rng, z, m, dim: np.full((len(z), dim), np.nan, np.float32))
+    write_parts(tmp_path / "p", 40)
+    with pytest.raises(InputError, match="not unit vectors"):
+        build_index(tmp_path / "p", tmp_path / "i", survey="Toy")
+
+
 def test_what_is_no_index_or_no_parts_is_said(tmp_path):
     with pytest.raises(IndexFileError, match="no manifest.json"):
         SurveyIndex.open(tmp_path)
