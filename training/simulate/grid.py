@@ -27,7 +27,7 @@ from training.simulate.photometry import FILTERS, FilterCurve, load_curves
 
 __all__ = ["FINE_STEP", "TemplateGrid", "air_to_vacuum", "build_grid", "load_grid"]
 
-FORMAT = 1
+FORMAT = 2
 FINE_STEP = 1e-4  # ln(lambda): 30 km/s
 COARSE_STEP = 2e-3  # ln(lambda): 600 km/s
 REST_RANGE = (1150.0, 11050.0)

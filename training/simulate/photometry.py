@@ -14,12 +14,13 @@ import numpy.typing as npt
 
 __all__ = ["FILTERS", "SYSTEMS", "FilterCurve", "ab_magnitude", "band_weights", "load_curves"]
 
-# DECam (south), BASS + MzLS (north), SDSS, and WISE W1 for the LRG cuts.
+# DECam (south), BASS + MzLS (north), SDSS, WISE W1 for the LRG cuts, 2MASS Ks for the realism check.
 SYSTEMS: dict[str, tuple[str, ...]] = {
     "south": ("decam2014-g", "decam2014-r", "decam2014-z"),
     "north": ("BASS-g", "BASS-r", "MzLS-z"),
     "sdss": ("sdss2010-u", "sdss2010-g", "sdss2010-r", "sdss2010-i", "sdss2010-z"),
     "wise": ("wise2010-W1",),
+    "twomass": ("twomass-Ks",),
 }
 FILTERS: tuple[str, ...] = tuple(name for names in SYSTEMS.values() for name in names)
 

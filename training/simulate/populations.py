@@ -17,6 +17,7 @@ __all__ = ["ComponentSpectra", "GalaxyPopulation", "SpectralSynthesizer", "draw_
 
 FloatArray = npt.NDArray[np.float64]
 _BATCH = 512
+_LIVING = 0.6  # typical surviving mass fraction (Kroupa IMF): the drawn sSFR is per surviving mass
 
 
 @dataclass(frozen=True)
@@ -104,14 +105,16 @@ def draw_population(
 
 
 def _observe(candidates: GalaxyPopulation, rng: np.random.Generator, synthesizer: SpectralSynthesizer) -> GalaxyPopulation:
-    sdss = candidates.target_class[0].startswith("SDSS")
-    systems = ("south", "sdss") if sdss else ("south", "wise")
+    sdss = str(candidates.target_class[0]).startswith("SDSS")
+    systems = ("south", "sdss", "twomass") if sdss else ("south", "wise")
     flux = synthesizer.photometries(candidates, systems)
+    names: tuple[str, ...]
     south = flux["south"].sum(axis=1)
     if sdss:
-        bands = dict(zip("ugriz", flux["sdss"].sum(axis=1).T, strict=True))
+        names, columns = (*"ugriz", "Ks"), (flux["sdss"].sum(axis=1), flux["twomass"].sum(axis=1))
     else:
-        bands = dict(zip(("g", "r", "z", "W1"), np.column_stack((south, flux["wise"].sum(axis=1))).T, strict=True))
+        names, columns = ("g", "r", "z", "W1"), (south, flux["wise"].sum(axis=1))
+    bands = dict(zip(names, np.column_stack(columns).T, strict=True))
     fraction = fiber_fraction(candidates.half_light_radius_arcsec, candidates.axis_ratio)
     keep = select(str(candidates.target_class[0]), bands, fraction, rng)
     mix = synthesizer.mix(candidates)
@@ -155,7 +158,7 @@ def draw_candidates(n: int, rng: np.random.Generator, target_class: str, proposa
         metallicity_scale=priors.stellar_metallicity(mass, quiescent, z, rng),
         metallicity_slope=np.clip(rng.normal(0.3, 0.15, n), 0.0, 0.8),
         bulge_mass_fraction=bulge, gas_metallicity=gas, log_u=priors.ionisation_parameter(gas, log_ssfr, rng),
-        nebular_scale=np.clip(10 ** rng.normal(-0.1, 0.1, n), 0.3, 1.2),
+        nebular_scale=np.clip(10 ** rng.normal(-0.2, 0.1, n), 0.2, 1.2),
         birth_cloud_av=clouds, dust_slope=slope, dust_bump=bump, **history,
     )  # fmt: skip
 
@@ -164,23 +167,23 @@ def _histories(mass: FloatArray, z: FloatArray, quiescent: npt.NDArray[np.bool_]
     """Double-power-law histories that reach a drawn sSFR.
 
     Star-forming: main sequence with 0.25 dex scatter plus recent variations of 0.2 dex (together the 0.3 dex of Speagle et
-    al. 2014). Quiescent: log sSFR about -11.9, a tenth in the green valley (about -11). Peaks follow downsizing (Thomas
-    et al. 2010, eq. 3: massive galaxies formed earlier). 4 % had a burst of up to 10 times the rate within the last Gyr.
+    al. 2014). Quiescent: log sSFR about -12.4, an eighth in the green valley (about -11.1). Peaks follow downsizing (Thomas
+    et al. 2010, eq. 3: massive galaxies formed earlier). 3 % had a burst of up to 6 times the rate within the last Gyr.
     """
     n = z.size
     present = age_of_universe(z)
     sequence = priors.log_main_sequence_rate(mass, z) - mass + 0.25 * rng.standard_normal(n)
-    valley = np.where(rng.random(n) < 0.12, -11.0, -12.0)
+    valley = np.where(rng.random(n) < 0.12, -11.1, -12.4)
     log_ssfr = np.where(quiescent, valley + 0.35 * rng.standard_normal(n), sequence)
     passive_peak = np.clip(3.2 - 1.3 * (mass - 10.8), 0.8, 6.0) * 10 ** (0.15 * rng.standard_normal(n))
     passive_peak = np.minimum(passive_peak, (0.60 - 0.2 * rng.random(n)) * present)
-    active_peak = present * np.clip(rng.normal(0.5 - 0.1 * (mass - 10.0), 0.2, n), 0.08, 1.2)
+    active_peak = present * np.clip(rng.normal(0.5 - 0.1 * (mass - 10.0), 0.2, n), 0.08, 0.85)
     tau = np.where(quiescent, passive_peak, active_peak)
     beta = 10 ** rng.normal(0.35, 0.25, n)
-    alpha = solve_decline(log_ssfr, z, tau, beta)
+    alpha = solve_decline(log_ssfr + np.log10(_LIVING), z, tau, beta)
     factor = 10 ** (0.2 * rng.standard_normal(n))
-    burst = rng.random(n) < 0.04
-    factor = np.where(burst, factor * 10 ** rng.uniform(0.3, 1.0, n), factor)
+    burst = rng.random(n) < 0.03
+    factor = np.where(burst, factor * 10 ** rng.uniform(0.2, 0.8, n), factor)
     time = 10 ** rng.uniform(-1.5, 0.0, n)
     return {
         "log_ssfr": log_ssfr, "sfh_tau_gyr": tau, "sfh_alpha": alpha, "sfh_beta": beta,

@@ -49,9 +49,9 @@ def mass_function(log_mass: FloatArray, z: FloatArray) -> FloatArray:
 
 
 def quiescent_fraction(log_mass: FloatArray, z: FloatArray) -> FloatArray:
-    """Fraction of quiescent galaxies: logistic in mass about the crossing mass of Muzzin et al. (2013, fig. 4), 10.4 + 0.35 z,
+    """Fraction of quiescent galaxies: logistic in mass about the crossing mass of Muzzin et al. (2013, fig. 4), 10.4 + 0.4 z,
     plus satellites quenched at any mass at low z (Peng et al. 2010, section 6)."""
-    crossing = 10.45 + 0.35 * z
+    crossing = 10.4 + 0.4 * z
     by_mass = 1.0 / (1.0 + np.exp(-(log_mass - crossing) / 0.25))
     satellites = 0.12 * np.exp(-z / 0.7)
     return np.asarray(np.minimum(satellites + (1.0 - satellites) * by_mass * 0.95, 0.97))
@@ -74,7 +74,7 @@ def stellar_metallicity(log_mass: FloatArray, quiescent: BoolArray, z: FloatArra
     error), split by activity (Peng et al. 2015: star-forming 0.1-0.2 dex lower) and evolving by -0.1 dex per unit z."""
     median = np.interp(log_mass, _GALLAZZI_MASS, _GALLAZZI_MEDIAN)
     spread = 0.65 * np.interp(log_mass, _GALLAZZI_MASS, _GALLAZZI_SPREAD)
-    offset = np.where(quiescent, 0.05, -0.10) - 0.1 * z
+    offset = np.where(quiescent, -0.05, -0.15) - 0.1 * z
     return np.clip(median + offset + spread * rng.standard_normal(z.shape), -1.6, 0.35)
 
 

@@ -1,8 +1,8 @@
 """Target selections: which galaxies a survey would have observed, from noisy photometry.
 
 South cuts of the DESI main survey in extinction-free magnitudes: BGS (Hahn et al. 2023, section 3), LRG (Zhou et al. 2023,
-eqs. 1-5, with W1), ELG (Raichoor et al. 2023, table 2, LOP and VLO), and the SDSS main sample (Strauss et al. 2002)
-with the LRG extension (Eisenstein et al. 2001) for the realism check.
+eqs. 1-5, with W1), ELG (Raichoor et al. 2023, table 2, LOP and VLO). For the realism check: the SDSS main sample (Strauss
+et al. 2002) and LRGs (Eisenstein et al. 2001), both seen by 2MASS, since the real sample is a GALEX-SDSS-2MASS match.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ def select(
 ) -> BoolArray:
     """True for the candidates the class would target.
 
-    flux: true total nanomaggies by band (g, r, z and W1 where used; SDSS classes: u, g, r, i, z of SDSS); fraction: light
+    flux: true total nanomaggies by band (g, r, z and W1 where used; SDSS classes: u, g, r, i, z of SDSS and Ks); fraction: light
     in the fibre.
     """
     if target_class.startswith("SDSS"):
-        return _sdss(target_class, flux)
+        return _sdss(target_class, flux, rng)
     observed = {band: noisy(value, band, rng) for band, value in flux.items()}
     mag = {band: ab_magnitude(value) for band, value in observed.items()}
     fiber = {band: ab_magnitude(value * fraction) for band, value in observed.items()}
@@ -103,12 +103,16 @@ def _elg(mag: dict[str, FloatArray], fiber: dict[str, FloatArray], rng: np.rando
     return np.asarray(common & (g_r < -1.2 * r_z + 1.6))  # LOP: < 1.3; VLO: up to 1.6
 
 
-def _sdss(target_class: str, flux: dict[str, FloatArray]) -> BoolArray:
+def _sdss(target_class: str, flux: dict[str, FloatArray], rng: np.random.Generator) -> BoolArray:
+    """Main (r < 17.77) or LRG cuts, times the completeness of the 2MASS Extended Source Catalog: 90 % at Ks = 13.5 (Vega;
+    Jarrett et al. 2000, section 6), none beyond about 14.4; Ks(Vega) = Ks(AB) - 1.85 (Blanton & Roweis 2007, table 1)."""
     g, r, i = (ab_magnitude(flux[band]) for band in ("g", "r", "i"))
+    completeness = 1.0 / (1.0 + np.exp((ab_magnitude(flux["Ks"]) - 1.85 - 13.9) / 0.18))
+    detected = rng.random(r.shape) < completeness
     if target_class == "SDSS":
-        return np.asarray((r < 17.77) & (r > 12.0))
+        return np.asarray(detected & (r < 17.77) & (r > 12.0))
     parallel = 0.7 * (g - r) + 1.2 * ((r - i) - 0.18)
     across = (r - i) - (g - r) / 4.0 - 0.18
     cut_one = (r < 13.1 + parallel / 0.3) & (r < 19.2) & (np.abs(across) < 0.2)
     cut_two = (r < 19.5) & (across > 0.45 - (g - r) / 6.0) & (g - r > 1.30 + 0.25 * (r - i))
-    return np.asarray(cut_one | cut_two)
+    return np.asarray(detected & (r > 17.77) & (cut_one | cut_two))
