@@ -144,7 +144,7 @@ def _show(folder: Path) -> None:
     table.add_row("vectors", f"{manifest.dim}-d {manifest.vector_dtype}")
     for modality in ("image", "spectrum"):
         table.add_row(f"search of {modality}", _search_line(manifest.backends.get(modality)))
-    table.add_row("properties", ", ".join(f"{n} [{u}]" if u else n for n, u in manifest.properties.items()) or "none")
+    table.add_row("properties", ", ".join(f"{n} ({u})" if u else n for n, u in manifest.properties.items()) or "none")
     table.add_row("previews", "yes" if manifest.previews else "no")
     table.add_row("size", f"{size / 2**20:.1f} MiB in {len(manifest.files)} files")
     table.add_row("licence", manifest.licence or "not stated")

@@ -24,7 +24,7 @@ __all__ = ["RESIDENT_BYTES", "VectorTable", "VectorWriter", "load_npy"]
 Vectors = npt.NDArray[np.float32]
 Slots = npt.NDArray[np.int64]
 
-RESIDENT_BYTES = 256 * 2**20  # float32 size up to which a table lives in memory: 500,000 vectors of 128
+RESIDENT_BYTES = 2 * 2**30  # float32 size up to which a table lives in memory: four million vectors of 128
 
 
 class VectorTable:
@@ -79,8 +79,9 @@ class VectorTable:
 
 
 def _unit(vectors: npt.NDArray[Any]) -> Vectors:
-    wide = np.asarray(vectors, np.float32)
-    return wide / np.sqrt(np.einsum("...d,...d->...", wide, wide))[..., None]
+    wide = np.array(vectors, np.float32)
+    wide /= np.sqrt(np.einsum("...d,...d->...", wide, wide))[..., None]
+    return wide
 
 
 class VectorWriter:

@@ -1,6 +1,7 @@
 """Exact search: matrix products over chunks of the table, keeping the best k; honours any mask.
 
-Rate: one float32 product a chunk, 1e6 x 128 in about 0.1 s a query on one core, much less each in a batch.
+Rate, one core, 1e6 x 128: 20 ms a query and 5 ms each in a batch of 64 where the table is resident; memory-mapped
+float16 costs 0.3 s more for each pass (numpy widens 0.5e9 numbers a second), shared by the queries of a batch.
 """
 
 from __future__ import annotations
