@@ -34,8 +34,8 @@ def crop_dihedral(images: torch.Tensor, size: int, jitter: int, generator: torch
         turns, flip = int(torch.randint(0, 4, (1,), generator=generator)), torch.rand(1, generator=generator)
         crop = group[:, :, margin + dy : margin + dy + size, margin + dx : margin + dx + size]
         crop = torch.rot90(crop, turns, (2, 3))
-        out.append(crop.flip(3) if flip < 0.5 else crop)
-    return torch.cat(out).float()
+        out.append((crop.flip(3) if flip < 0.5 else crop).float())
+    return torch.cat(out)
 
 
 @dataclass(frozen=True)

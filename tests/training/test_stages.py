@@ -49,7 +49,7 @@ def survey(tmp_path_factory):
     return root
 
 
-def _common(survey: Path, out: Path) -> dict:
+def _common(survey: Path, out: Path, half: bool = False) -> dict:
     return {
         "preset": "tiny",
         "data": str(survey),
@@ -57,7 +57,7 @@ def _common(survey: Path, out: Path) -> dict:
         "batch_size": 8,
         "epochs": 2,
         "warmup_steps": 2,
-        "precision": "32-true",
+        "precision": "bf16-mixed" if half else "32-true",
         "checkpoint_steps": 1,
         "devices": 1,
     }
@@ -89,8 +89,8 @@ def test_training_arrays_equal_what_serving_sees(survey):
 
 def test_the_three_stages_make_a_model_that_serves(survey, tmp_path, rng):
     spectrum = train_spectrum(SpectrumSettings(**_common(survey, tmp_path / "s")), progress=False)
-    image = train_image(ImageSettings(**_common(survey, tmp_path / "i"), queue=16), progress=False)
-    settings = AlignSettings(**_common(survey, tmp_path / "a"), image_init=str(image), spectrum_init=str(spectrum))
+    image = train_image(ImageSettings(**_common(survey, tmp_path / "i", half=True), queue=16), progress=False)
+    settings = AlignSettings(**_common(survey, tmp_path / "a", half=True), image_init=str(image), spectrum_init=str(spectrum))
     model_dir = train_align(settings, progress=False)
     embedder = Embedder.from_pretrained(model_dir)
     assert embedder.embed([make_spectrum(rng)]).shape == (1, 16)
