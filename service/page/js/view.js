@@ -67,7 +67,7 @@ function estimates(answer, record) {
 
 function trust(answer) {
   const p = answer.trust.ood_p;
-  const notes = answer.trust.flags.map((flag) => element("li", { class: "warn" }, flag.message));
+  const notes = answer.trust.flags.map((flag) => element("li", { class: REMARKS.has(flag.code) ? null : "warn" }, flag.message));
   if (p !== null && !answer.trust.flags.some((flag) => flag.code === "out_of_distribution")) {
     notes.unshift(element("li", { class: "good" }, familiarity(p)));
   }
@@ -77,9 +77,12 @@ function trust(answer) {
   return element("ul", { class: "notes" }, ...notes);
 }
 
+// Flags that say what was done, not that something is amiss.
+const REMARKS = new Set(["nearest_object", "own_object_left_out", "several_objects", "wavelength_sorted_merged", "resampled"]);
+
 function familiarity(p) {
   const percent = 100 * p;
-  const share = percent < 1 ? "fewer than 1 %" : `${Math.round(percent)} %`;
+  const share = percent < 1 ? "fewer than 1\u00a0%" : `${Math.round(percent)}\u00a0%`;
   if (p > 0.2) return `It looks like the survey's galaxies: ${share} of them have neighbours no closer than its own.`;
   return `It is somewhat unusual: only ${share} of the survey's galaxies have neighbours no closer than its own.`;
 }

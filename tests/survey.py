@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -16,14 +17,14 @@ from astropy.io import fits
 from astroclip.embed import Embedder
 from astroclip.types import Image, Spectrum
 from index import BuildOptions, build_index
-from tests.sky import make_image, make_spectrum
+from sky import make_image, make_spectrum
 
 COUNT = 60
 CENTRE = (180.0, -0.2)  # of the field, deg
 
 
 def build_survey(folder: Path, embedder: Embedder) -> Path:
-    """Embed, write parts and shard, build; returns the index directory. Object i is ``sim-%08d`` at CENTRE + i/100 deg."""
+    """Embed, write parts and shard, build; returns the index directory. Object i is sim-%08d at CENTRE + i/100 deg."""
     rng = np.random.default_rng(5)
     redshift = np.linspace(0.05, 0.9, COUNT)
     images = [make_image(rng, flux=60 / (1 + 5 * z), radius=8 / (1 + 3 * z), noise=0.3) for z in redshift]
@@ -58,14 +59,16 @@ def _write_parts(
         "dec": pa.array(np.full(COUNT, CENTRE[1])),
         "source": pa.array([f"shard#{i}" for i in range(COUNT)]),
         "error": pa.array([None] * COUNT, pa.string()),
-        "image_embedding": _vectors(embedder.embed(images), has_image),
+        "image_embedding": _vectors(_spread(embedder.embed(images)), has_image),
         "spectrum_embedding": _vectors(embedder.embed(spectra), has_spectrum),
         "redshift": pa.array(redshift.astype(np.float32)),
         "log_stellar_mass": pa.array([None if i == 11 else 9.0 + 2 * z for i, z in enumerate(redshift)]),
         "target_class": pa.array([("BGS", "LRG", "ELG")[i % 3] for i in range(COUNT)]),
     }
-    pq.write_table(pa.table(columns), folder / "part-00000.parquet")
-    (folder / "part-00000.done.json").write_text(json.dumps({"rows": COUNT, "failed": 0}))
+    part = folder / "part-00000.parquet"
+    pq.write_table(pa.table(columns), part)
+    marker = {"rows": COUNT, "failed": 0, "parquet_sha256": hashlib.sha256(part.read_bytes()).hexdigest()}
+    part.with_suffix(".done.json").write_text(json.dumps(marker))
     record = {
         "format_version": 1,
         "model_id": embedder.model_id,
@@ -76,13 +79,17 @@ def _write_parts(
     (folder / "embedding.json").write_text(json.dumps(record))
 
 
+def _spread(vectors: np.ndarray) -> np.ndarray:
+    """A random image tower maps all images to nearly one point; distinct neighbours need them apart."""
+    apart = (vectors - vectors.mean(axis=0)) / vectors.std(axis=0)
+    return (apart / np.linalg.norm(apart, axis=1, keepdims=True)).astype(np.float32)
+
+
 def _vectors(values: np.ndarray, has: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1], mask=pa.array(~has))
 
 
-def _write_shard(
-    folder: Path, ids: Sequence[str], images: Sequence[Image], spectra: Sequence[Spectrum]
-) -> None:
+def _write_shard(folder: Path, ids: Sequence[str], images: Sequence[Image], spectra: Sequence[Spectrum]) -> None:
     folder.mkdir(parents=True)
     with h5py.File(folder / "001-of-001.hdf5", "w") as shard:
         shard["object_id"] = np.array(ids, "S")
@@ -149,9 +156,7 @@ def desi_fits(spectra: Sequence[Spectrum], dead: Sequence[int] = ()) -> bytes:
 
 def spectrum_csv(spectrum: Spectrum) -> bytes:
     lines = ["# wavelengths in Angstrom, vacuum", "wave,flux,ivar"]
-    lines += [
-        f"{w:.2f},{f:.5g},{v:.5g}" for w, f, v in zip(spectrum.wave, spectrum.flux, spectrum.ivar, strict=True)
-    ]
+    lines += [f"{w:.2f},{f:.5g},{v:.5g}" for w, f, v in zip(spectrum.wave, spectrum.flux, spectrum.ivar, strict=True)]
     return "\n".join(lines).encode()
 
 

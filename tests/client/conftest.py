@@ -1,0 +1,3 @@
+"""The application over the tiny model and a small index."""
+
+from serving import client, engine, galaxy, index_dir, settings, spectrum  # noqa: F401

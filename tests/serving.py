@@ -1,0 +1,50 @@
+"""Fixtures: the application over the tiny model and a small index, and objects to ask it with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from astroclip.types import Image, Spectrum
+from service.app import make_app
+from service.engine import Engine
+from service.settings import Settings
+from survey import build_survey
+from sky import make_image, make_spectrum
+
+
+@pytest.fixture(scope="session")
+def index_dir(tmp_path_factory: pytest.TempPathFactory, tiny_embedder) -> Path:  # type: ignore[no-untyped-def]
+    return build_survey(tmp_path_factory.mktemp("survey"), tiny_embedder)
+
+
+@pytest.fixture(scope="session")
+def settings(index_dir: Path, tiny_model_dir: Path) -> Settings:
+    return Settings(index_dir=index_dir, model_dir=tiny_model_dir, max_k=100)
+
+
+@pytest.fixture(scope="session")
+def engine(settings: Settings) -> Iterator[Engine]:
+    engine = Engine.load(settings)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def client(settings: Settings, engine: Engine) -> Iterator[TestClient]:
+    with TestClient(make_app(settings, engine)) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def galaxy() -> Image:
+    return make_image(np.random.default_rng(99), noise=0.3)
+
+
+@pytest.fixture(scope="session")
+def spectrum() -> Spectrum:
+    return make_spectrum(np.random.default_rng(98), redshift=0.3, noise=0.2)
