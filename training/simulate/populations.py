@@ -31,7 +31,7 @@ class GalaxyPopulation:
     bulge_size_ratio (bulge over disk half-light radius), sersic_bulge, axis_ratio (disk), position_angle_deg,
     n_knots, knot_fraction (of disk stars younger than 100 Myr that sit in knots).
     Kinematics: velocity_dispersion_kms (stars), gas_dispersion_kms.
-    Synthesis: sfh_*, recent_*, metallicity_scale, metallicity_slope, bulge_mass_fraction, gas_metallicity, log_u,
+    Synthesis: sfh_*, recent_*, metallicity_scale, metallicity_slope, alpha_fe, bulge_mass_fraction, gas_metallicity, log_u,
     nebular_scale, birth_cloud_av, dust_slope, dust_bump.
     """
 
@@ -63,6 +63,7 @@ class GalaxyPopulation:
     recent_time_gyr: FloatArray
     metallicity_scale: FloatArray
     metallicity_slope: FloatArray
+    alpha_fe: FloatArray
     bulge_mass_fraction: FloatArray
     gas_metallicity: FloatArray
     log_u: FloatArray
@@ -157,6 +158,7 @@ def draw_candidates(n: int, rng: np.random.Generator, target_class: str, proposa
         flux_g=zeros, flux_r=zeros, flux_z=zeros, target_class=np.full(n, target_class, dtype="U8"),
         metallicity_scale=priors.stellar_metallicity(mass, quiescent, z, rng),
         metallicity_slope=np.clip(rng.normal(0.3, 0.15, n), 0.0, 0.8),
+        alpha_fe=priors.alpha_enhancement(sigma, quiescent, rng),
         bulge_mass_fraction=bulge, gas_metallicity=gas, log_u=priors.ionisation_parameter(gas, log_ssfr, rng),
         nebular_scale=np.clip(10 ** rng.normal(-0.2, 0.1, n), 0.2, 1.2),
         birth_cloud_av=clouds, dust_slope=slope, dust_bump=bump, **history,
@@ -197,9 +199,9 @@ def _redshift_and_mass(n: int, rng: np.random.Generator, proposal: Proposal) -> 
     mass_grid = np.arange(proposal.log_mass_min, proposal.log_mass_max, 0.02)
     density = priors.mass_function(mass_grid[None, :], z_grid[:, None]) * differential_volume(z_grid)[:, None]
     if proposal.r_limit is not None:
-        # No galaxy is brighter than M/L_r = 0.12 solar with M_r,sun = 4.65 (Willmer 2018) and a K-correction of -0.2.
+        # The least M/L_r with M_r,sun = 4.65 (Willmer 2018) and a K-correction of -0.2.
         absolute = proposal.r_limit - distance_modulus(z_grid) + 0.2
-        density *= mass_grid[None, :] > (np.log10(0.12) - 0.4 * (absolute - 4.65))[:, None]
+        density *= mass_grid[None, :] > (np.log10(proposal.mass_to_light) - 0.4 * (absolute - 4.65))[:, None]
     cumulative = np.cumsum(density.ravel())
     flat = np.searchsorted(cumulative, rng.random(n) * cumulative[-1])
     row, column = np.unravel_index(np.minimum(flat, density.size - 1), density.shape)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from training.simulate.cosmology import age_of_universe
 
 __all__ = [
+    "alpha_enhancement",
     "axis_ratio",
     "bulge_mass_fraction",
     "dust_attenuation",
@@ -74,8 +75,15 @@ def stellar_metallicity(log_mass: FloatArray, quiescent: BoolArray, z: FloatArra
     error), split by activity (Peng et al. 2015: star-forming 0.1-0.2 dex lower) and evolving by -0.1 dex per unit z."""
     median = np.interp(log_mass, _GALLAZZI_MASS, _GALLAZZI_MEDIAN)
     spread = 0.65 * np.interp(log_mass, _GALLAZZI_MASS, _GALLAZZI_SPREAD)
-    offset = np.where(quiescent, -0.05, -0.15) - 0.1 * z
+    offset = np.where(quiescent, -0.10, -0.15) - 0.1 * z
     return np.clip(median + offset + spread * rng.standard_normal(z.shape), -1.6, 0.35)
+
+
+def alpha_enhancement(sigma_kms: FloatArray, quiescent: BoolArray, rng: Rng) -> FloatArray:
+    """[alpha/Fe] of the stars: -0.55 + 0.33 log sigma for early types (Thomas et al. 2010, eq. 3), half of that where stars
+    still form; scatter 0.05 dex."""
+    early = -0.55 + 0.33 * np.log10(sigma_kms)
+    return np.clip(np.where(quiescent, early, 0.5 * early) + 0.05 * rng.standard_normal(early.shape), 0.0, 0.4)
 
 
 def gas_metallicity(log_mass: FloatArray, log_rate: FloatArray, z: FloatArray, rng: Rng) -> FloatArray:
@@ -100,14 +108,14 @@ def dust_attenuation(
 
     Star-forming: A(Ha) from mass (Garn & Best 2010, eq. 2, scatter 0.28 mag), of which stars see A_V = 0.535 A(Ha)
     (Calzetti et al. 2000: E_star = 0.44 E_gas), more when inclined (Battisti et al. 2017); quiescent: exponential,
-    mean 0.08 mag. Birth clouds carry the rest, 1.27 A_V with 0.2 dex scatter. Slopes: steeper where A_V is low (Salim et al. 2018, fig. 3),
+    mean 0.05 mag. Birth clouds carry the rest, 1.27 A_V with 0.2 dex scatter. Slopes: steeper where A_V is low (Salim et al. 2018, fig. 3),
     scatter 0.2; bump 0.85 - 1.9 delta (Kriek & Conroy 2013, eq. 3).
     """
     x = np.clip(log_mass, 8.5, 11.3) - 10.0
     halpha = 0.91 + 0.77 * x + 0.11 * x**2 - 0.09 * x**3 + 0.28 * rng.standard_normal(x.shape)
     inclined = 1.0 + 0.7 * (0.55 - axis)
     active = np.maximum(0.535 * halpha * inclined, 0.02) * 10 ** (0.12 * rng.standard_normal(x.shape))
-    passive = rng.exponential(0.08, x.shape)
+    passive = rng.exponential(0.05, x.shape)
     av = np.where(quiescent, passive, active)
     clouds = 1.27 * av * 10 ** (0.2 * rng.standard_normal(x.shape))
     slope = np.clip(-0.55 + 0.6 * np.minimum(av, 0.8) + 0.2 * rng.standard_normal(x.shape), -1.2, 0.4)

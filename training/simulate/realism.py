@@ -31,7 +31,9 @@ FloatArray = npt.NDArray[np.float64]
 AB_OFFSETS = np.array([-0.04, 0.0, 0.0, 0.0, 0.02])
 # Feature weights: colours as they are; u-g down-weighted for SDSS's u errors, r for its indirect tie to redshift.
 WEIGHTS = np.array([0.3, 1.0, 1.0, 1.0, 0.2])
-MIX = {"SDSS": 0.9, "SDSS-LRG": 0.1}  # main galaxies and LRGs, as in the SDSS spectroscopic survey (Strauss 2002: 90 / 12 per deg2)
+# Main galaxies and LRGs fainter than the main limit: 90 and 12 a square degree in SDSS (Strauss et al. 2002; Eisenstein et
+# al. 2001), of which 2MASS sees one LRG in five.
+MIX = {"SDSS": 0.97, "SDSS-LRG": 0.03}
 NEIGHBOURS = 16
 # SDSS model-magnitude errors: a floor from calibration (Padmanabhan et al. 2008) and the flux error of a typical main-sample
 # galaxy (nanomaggies).

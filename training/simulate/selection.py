@@ -23,7 +23,7 @@ BoolArray = npt.NDArray[np.bool_]
 @dataclass(frozen=True)
 class Proposal:
     """Where candidates of a class are drawn: redshift range, lowest log mass, star-forming only, and the r limit (AB)
-    with the lightest mass-to-light that could pass it (log Msun at absolute r = 0), None where the cuts are in colour."""
+    (None where the cuts are in colour) with the least mass-to-light (solar, r band) of a galaxy that could pass."""
 
     z_min: float
     z_max: float
@@ -31,14 +31,15 @@ class Proposal:
     log_mass_max: float = 12.2
     star_forming_only: bool = False
     r_limit: float | None = None
+    mass_to_light: float = 0.12
 
 
 TARGET_CLASSES: dict[str, Proposal] = {
     "BGS": Proposal(0.008, 0.65, 7.0, r_limit=20.3),
     "LRG": Proposal(0.25, 1.25, 10.5),
     "ELG": Proposal(0.45, 1.50, 8.8, 11.6, star_forming_only=True),
-    "SDSS": Proposal(0.008, 0.60, 7.0, r_limit=18.0),
-    "SDSS-LRG": Proposal(0.12, 0.62, 10.6, r_limit=19.6),
+    "SDSS": Proposal(0.008, 0.40, 7.5, r_limit=17.9, mass_to_light=0.4),
+    "SDSS-LRG": Proposal(0.20, 0.45, 11.2, r_limit=18.8, mass_to_light=1.0),
 }
 
 # 5-sigma point-source depths (Dey et al. 2019, table 4; WISE: Meisner et al. 2019) turned into the flux error of a galaxy,
@@ -105,9 +106,9 @@ def _elg(mag: dict[str, FloatArray], fiber: dict[str, FloatArray], rng: np.rando
 
 def _sdss(target_class: str, flux: dict[str, FloatArray], rng: np.random.Generator) -> BoolArray:
     """Main (r < 17.77) or LRG cuts, times the completeness of the 2MASS Extended Source Catalog: 90 % at Ks = 13.5 (Vega;
-    Jarrett et al. 2000, section 6), none beyond about 14.4; Ks(Vega) = Ks(AB) - 1.85 (Blanton & Roweis 2007, table 1)."""
+    Jarrett et al. 2000, section 6), hardly any beyond 14.4; Ks(Vega) = Ks(AB) - 1.85 (Blanton & Roweis 2007, table 1)."""
     g, r, i = (ab_magnitude(flux[band]) for band in ("g", "r", "i"))
-    completeness = 1.0 / (1.0 + np.exp((ab_magnitude(flux["Ks"]) - 1.85 - 13.9) / 0.18))
+    completeness = 1.0 / (1.0 + np.exp((ab_magnitude(flux["Ks"]) - 1.85 - 14.0) / 0.2))
     detected = rng.random(r.shape) < completeness
     if target_class == "SDSS":
         return np.asarray(detected & (r < 17.77) & (r > 12.0))
