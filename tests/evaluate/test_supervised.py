@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from astroclip.models import ImageTowerConfig
+from astroclip.models.spectrum_tower import normalise
 from astroclip.preprocess import SpectrumGrid
 from training.evaluate.baselines import load_redshift_net, run_baseline
 from training.evaluate.fit import FitOptions, fit
@@ -106,7 +107,7 @@ def redshift_task(n: int = 400) -> tuple[RedshiftClasses, RedshiftNet, np.ndarra
     redshift = rng.uniform(0.02, 0.5, n)
     flux, ivar = lines_at(redshift, grid, rng)
     torch.manual_seed(0)
-    net = RedshiftNet(n_pixels=512, n_classes=256, z_max=0.7, width=8)
+    net = RedshiftNet(512, float(np.log(grid.wave_max / grid.wave_min)), z_max=0.7, width=8)
     task = RedshiftClasses(
         lambda rows: (torch.from_numpy(flux[rows]), torch.from_numpy(ivar[rows])), redshift, net, grid, max_shift=16
     )
@@ -118,7 +119,22 @@ def test_redshift_net_learns_redshifts_finer_than_its_classes():
     train, test = np.arange(600), np.arange(600, 700)
     fit(net, task, train, test, FitOptions(minutes=5, epochs=20, batch_size=32, learning_rate=2e-3, device="cpu"))
     error = np.abs(task.predict(net, test, "cpu") - redshift[test]) / (1 + redshift[test])
-    assert np.median(error) < np.log1p(0.7) / 256  # one class
+    assert np.median(error) < net.step / 2  # of a class
+
+
+def test_logits_are_the_template_laid_over_the_features_at_each_redshift():
+    torch.manual_seed(3)
+    net = RedshiftNet(512, 1.00389, z_max=0.7, width=8).eval()
+    flux, ivar = torch.randn(2, 512), torch.ones(2, 512)
+    with torch.no_grad():
+        got = net(flux, ivar)
+        scaled = normalise(flux, ivar)
+        features = net.blocks(torch.stack([scaled.x, scaled.known], dim=1))
+        for cls in (0, 1, 17, net.n_classes - 1):
+            start = net.n_classes - cls  # redder spectra meet a bluer part of the rest frame
+            laid = (features * net.template[:, start : start + net.length]).sum(dim=(1, 2))
+            torch.testing.assert_close(got[:, cls], laid, rtol=1e-4, atol=1e-5)
+    assert got.shape == (2, net.n_classes) and net.n_classes * net.step >= np.log1p(0.7)
 
 
 def test_shifting_a_spectrum_shifts_its_lines_and_its_label_alike():
@@ -172,6 +188,6 @@ def test_every_baseline_runs_on_a_survey(kind: str, small_survey: Path, tmp_path
     assert set(result["test"]) >= {"redshift"} if kind != "redshift" else {"sigma_nmad", "r2"} <= set(result["test"])
     if kind == "redshift":
         net = load_redshift_net(tmp_path, "cpu")
-        assert not net.training and net.n_classes == 1024
+        assert not net.training and net.settings == read["net"]
     with pytest.raises(ValueError, match="unknown"):
         run_baseline("forest", small_survey, tmp_path, options)

@@ -95,7 +95,7 @@ def run_baseline(
         else _r2_numbers(truth, predicted),
     }
     if kind == "redshift":
-        result["net"] = {"n_pixels": grid.n_pixels, "n_classes": net.n_classes, "z_max": net.z_max}
+        result["net"] = net.settings
     write_json(out / "result.json", result)
     return result
 
@@ -150,7 +150,7 @@ def _redshift(
     def spectra(rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
         return data.survey.spectrum_batch(torch.from_numpy(rows))
 
-    net = RedshiftNet(n_pixels=grid.n_pixels, z_max=Z_MAX)
+    net = RedshiftNet(grid.n_pixels, float(np.log(grid.wave_max / grid.wave_min)), Z_MAX)
     return net, RedshiftClasses(spectra, data.survey.catalogue["redshift"], net, grid)
 
 

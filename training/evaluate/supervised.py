@@ -1,12 +1,11 @@
 """Supervised baselines on the same training objects: what labels alone would give.
 
-* `ImageRegression`   ResNet-18 (the image tower itself: same asinh mapping, same head) on the five
-  properties.
+* `ImageRegression`   ResNet-18 (the image tower itself: same asinh mapping, same head) on the five properties.
 * `TableRegression`   a small MLP on photometry (g, r, z and two colours).
-* `RedshiftClasses`   a five-block 1-D CNN over the log-wavelength grid with redshift classes: the ceiling
-                      for redshift from spectra. On that grid a redshift is a shift, so classes of equal
-                      width in ln(1 + z) are equally many pixels apart, and shifting a spectrum makes a new
-                      training object.
+* `RedshiftClasses`   a five-block 1-D CNN over the log-wavelength grid with redshift classes: the ceiling for redshift
+                      from spectra. On that grid a redshift is a shift, so classes of equal width in ln(1 + z) are
+                      equally many pixels apart, one learned template serves them all, and shifting a spectrum makes
+                      a new training object.
 
 Images and spectra come as functions of row numbers, since a survey is held in half precision and cropped on the way;
 labels are arrays.
@@ -121,35 +120,43 @@ def table_net(n_features: int, n_targets: int, width: int = 128) -> nn.Module:
 class RedshiftNet(nn.Module):
     """(N, L) flux and ivar -> (N, classes) logits over equal bins of ln(1 + z) from 0 to ln(1 + z_max).
 
-    Five blocks of convolution, BatchNorm, ReLU and pooling; then the positions are flattened, not averaged,
-    because where a line stands is the redshift. `layer` gives the 128-wide layer before the logits.
+    Five convolution blocks (the first with stride 4), then a correlation of their features with one learned
+    rest-frame template at every redshift: since a redshift is a shift, what is learned at one serves all others.
+    A class is `STRIDE` pixels of the grid wide; `grid` fixes both ends of the template.
     """
 
-    def __init__(self, n_pixels: int = 4096, n_classes: int = 1024, z_max: float = 1.7, width: int = 32) -> None:
+    STRIDE = 4
+
+    def __init__(self, n_pixels: int = 4096, log_width: float = 1.00389, z_max: float = 1.7, width: int = 32) -> None:
         super().__init__()
-        self.n_classes, self.z_max = n_classes, z_max
+        self.settings = {"n_pixels": n_pixels, "log_width": log_width, "z_max": z_max, "width": width}
+        self.step = log_width / n_pixels * self.STRIDE  # of ln(1 + z), a class
+        self.n_classes = int(np.ceil(np.log1p(z_max) / self.step))
         blocks: list[nn.Module] = []
-        channels, pools = (2, width, 2 * width, 4 * width, 4 * width, 2 * width), (4, 2, 2, 2, 2)
-        for block, pool in enumerate(pools):
+        for block in range(5):
+            channels, stride = (2, self.STRIDE) if block == 0 else (width, 1)
+            kernel = 4 * self.STRIDE + 1 if block == 0 else 9
             blocks += [
-                nn.Conv1d(channels[block], channels[block + 1], 9 if block == 0 else 5, padding="same"),
-                nn.BatchNorm1d(channels[block + 1]),
+                nn.Conv1d(channels, width, kernel, stride, padding=kernel // 2),
+                nn.BatchNorm1d(width),
                 nn.ReLU(),
-                nn.MaxPool1d(pool),
             ]
         self.blocks = nn.Sequential(*blocks)
-        flat = channels[-1] * (n_pixels // int(np.prod(pools)))
-        self.layer_out = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(flat, 128), nn.ReLU())
-        self.classes = nn.Linear(128, n_classes)
-
-    def layer(self, flux: torch.Tensor, ivar: torch.Tensor) -> torch.Tensor:
-        scaled = normalise(flux, ivar)
-        out: torch.Tensor = self.layer_out(self.blocks(torch.stack([scaled.x, scaled.known], dim=1)))
-        return out
+        self.length = n_pixels // self.STRIDE
+        # place i of the template is ln(rest wavelength) = ln(wave_min) + (i - n_classes) STRIDE pixels
+        self.template = nn.Parameter(torch.randn(width, self.length + self.n_classes) * (width * self.length) ** -0.5)
+        self.bias = nn.Parameter(torch.zeros(self.n_classes))
 
     def forward(self, flux: torch.Tensor, ivar: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.classes(self.layer(flux, ivar))
-        return out
+        scaled = normalise(flux, ivar)
+        features = self.blocks(torch.stack([scaled.x, scaled.known], dim=1)).float()
+        with torch.autocast(features.device.type, enabled=False):  # no half-precision Fourier transform
+            size = self.length + self.n_classes
+            spectrum = torch.fft.rfft(features, n=size)
+            template = torch.fft.rfft(self.template.float(), n=size)
+            # lag m = sum_p features[p] template[p + m]; a class c is the lag n_classes - c (0 for the bluest place)
+            lags = torch.fft.irfft((spectrum.conj() * template).sum(dim=1), n=size)
+            return lags[:, 1 : self.n_classes + 1].flip(1) + self.bias
 
     def redshift(self, logits: Array, reach: int = 2) -> Array:
         """(N,) redshifts: the mean over the best class and `reach` classes at each side, by probability."""
@@ -157,8 +164,7 @@ class RedshiftNet(nn.Module):
         near = np.clip(best[:, None] + np.arange(-reach, reach + 1), 0, self.n_classes - 1)
         local = np.take_along_axis(np.asarray(logits, np.float64), near, axis=1)
         weight = np.exp(local - local.max(axis=1, keepdims=True))
-        mean = np.sum(weight * (near + 0.5), axis=1) / weight.sum(axis=1)
-        return np.expm1(mean * np.log1p(self.z_max) / self.n_classes)
+        return np.expm1(np.sum(weight * near, axis=1) / weight.sum(axis=1) * self.step)
 
 
 class RedshiftClasses:
@@ -170,7 +176,7 @@ class RedshiftClasses:
     """
 
     def __init__(
-        self, spectra: SpectrumRows, redshift: Array, net: RedshiftNet, grid: SpectrumGrid, max_shift: int = 48
+        self, spectra: SpectrumRows, redshift: Array, net: RedshiftNet, grid: SpectrumGrid, max_shift: int = 128
     ) -> None:
         self.spectra, self.net, self.max_shift = spectra, net, max_shift
         self.log1z = np.log1p(np.asarray(redshift, np.float64))
@@ -187,7 +193,7 @@ class RedshiftClasses:
     def augmented(self, rows: Rows, rng: np.random.Generator) -> tuple[Array, Array, Array]:
         """Shifted, noisier copies and their ln(1 + z); no shift leads out of the net's range of redshifts."""
         flux, ivar = (np.array(tensor.numpy()) for tensor in self.inputs(rows))
-        top = np.log1p(self.net.z_max)
+        top = (self.net.n_classes - 1) * self.net.step
         log1z = self.log1z[rows].copy()
         for row in range(len(rows)):
             extra = rng.uniform()  # variance added, in units of what is there
@@ -203,7 +209,7 @@ class RedshiftClasses:
 
     def _labels(self, log1z: Array) -> torch.Tensor:
         """(N, classes) triangles over the two nearest class centres: the label's mean is the redshift."""
-        place = np.clip(log1z * self.net.n_classes / np.log1p(self.net.z_max) - 0.5, 0, self.net.n_classes - 1)
+        place = np.clip(log1z / self.net.step, 0, self.net.n_classes - 1)
         low = np.minimum(np.floor(place).astype(int), self.net.n_classes - 2)
         labels = np.zeros((len(log1z), self.net.n_classes), np.float32)
         labels[np.arange(len(low)), low] = 1 - (place - low)
