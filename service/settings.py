@@ -78,5 +78,5 @@ class Settings(BaseSettings):
         default=10.0, ge=0, description="Age at which /readyz asks the model its known question again."
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on; loopback until an operator opens it.")
-    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on.")
-    log_level: str = Field(default="info", description="uvicorn's log level.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes any that is free.")
+    log_level: str = Field(default="info", description="How much uvicorn says: critical, error, warning, info or debug.")

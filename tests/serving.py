@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sky import make_image, make_spectrum
 from starlette.testclient import TestClient
+from survey import build_survey
 
 from astroclip.types import Image, Spectrum
 from service.app import make_app
 from service.engine import Engine
 from service.settings import Settings
-from survey import build_survey
-from sky import make_image, make_spectrum
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from astropy.io import fits
+from sky import make_image, make_spectrum
 
 from astroclip.embed import Embedder
 from astroclip.types import Image, Spectrum
 from index import BuildOptions, build_index
-from sky import make_image, make_spectrum
 
 COUNT = 60
 CENTRE = (180.0, -0.2)  # of the field, deg

@@ -29,6 +29,8 @@ router = APIRouter(prefix="/v1/objects", tags=["objects"], responses=ERRORS)
 _PREVIEW_CACHE = {"cache-control": "public, max-age=86400"}  # an index never changes under its manifest hash
 _MAX_RANDOM = 100
 
+# Ids may hold slashes (a survey's own, or "file#row"), so they are paths, and the previews' routes come first.
+
 
 @router.get("", response_model=ObjectsAnswer, summary="Objects of a place, or at random")
 async def objects(
@@ -66,19 +68,7 @@ async def objects(
     return _table(engine, models, fmt, trace.request_id)
 
 
-@router.get("/{object_id}", response_model=ObjectAnswer, summary="One object")
-async def one_object(request: Request, object_id: str) -> Response:
-    """The catalogue row of an object, with links to its previews."""
-    engine, trace = engine_of(request), trace_of(request)
-    fmt = chosen_format(request)
-    row = object_row(engine.index, object_id)
-    model = (await engine.search(trace, object_models, engine.index, np.array([row])))[0]
-    if fmt == "json":
-        return json_answer(ObjectAnswer(request_id=trace.request_id, **engine.provenance(), object=model))
-    return _table(engine, [model], fmt, trace.request_id)
-
-
-@router.get("/{object_id}/image.jpg", response_class=Response, summary="Thumbnail of an object")
+@router.get("/{object_id:path}/image.jpg", response_class=Response, summary="Thumbnail of an object")
 async def image(request: Request, object_id: str) -> Response:
     """A small colour JPEG (z, r, g as red, green, blue; Legacy Surveys arcsinh stretch)."""
     engine = engine_of(request)
@@ -89,7 +79,7 @@ async def image(request: Request, object_id: str) -> Response:
     return Response(jpeg, media_type="image/jpeg", headers=_PREVIEW_CACHE)
 
 
-@router.get("/{object_id}/spectrum.json", summary="Small spectrum of an object")
+@router.get("/{object_id:path}/spectrum.json", summary="Small spectrum of an object")
 async def spectrum(request: Request, object_id: str) -> dict[str, Any]:
     """`wave` (Angstrom, vacuum, observed) and `flux` (1e-17 erg/s/cm2/A), rebinned; null where unknown."""
     engine = engine_of(request)
@@ -106,6 +96,18 @@ async def spectrum(request: Request, object_id: str) -> dict[str, Any]:
         "wave_unit": "Angstrom",
         "flux_unit": "1e-17 erg/s/cm2/A",
     }
+
+
+@router.get("/{object_id:path}", response_model=ObjectAnswer, summary="One object")
+async def one_object(request: Request, object_id: str) -> Response:
+    """The catalogue row of an object, with links to its previews."""
+    engine, trace = engine_of(request), trace_of(request)
+    fmt = chosen_format(request)
+    row = object_row(engine.index, object_id)
+    model = (await engine.search(trace, object_models, engine.index, np.array([row])))[0]
+    if fmt == "json":
+        return json_answer(ObjectAnswer(request_id=trace.request_id, **engine.provenance(), object=model))
+    return _table(engine, [model], fmt, trace.request_id)
 
 
 def cone(

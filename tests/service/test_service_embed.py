@@ -89,7 +89,9 @@ def test_targets_of_one_file_keep_their_order_and_ids(client):
 def test_poison_hurts_nobody_but_itself(client, galaxy):
     good = [image_fits(make_image(np.random.default_rng(i), noise=0.3)) for i in range(3)]
     constant = npy(np.ones((3, 96, 96), np.float32))
-    clean = vectors(client.post("/v1/embed/image", files=[("file", (f"{i}.fits", data)) for i, data in enumerate(good)]))
+    clean = vectors(
+        client.post("/v1/embed/image", files=[("file", (f"{i}.fits", data)) for i, data in enumerate(good)])
+    )
     mixed = [good[0], constant, good[1], good[2][:5000], good[2]]
     response = client.post("/v1/embed/image", files=[("file", ("", data)) for data in mixed])
     response = client.post("/v1/embed/image", files=[("file", (f"f{i}", data)) for i, data in enumerate(mixed)])

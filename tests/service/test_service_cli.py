@@ -1,0 +1,101 @@
+"""The commands: in process and over a URL give the same answer; formats; errors end with a message."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+import typer
+from astropy.io.votable import parse_single_table
+from survey import sdss_fits
+from typer.testing import CliRunner
+
+from astroclip.errors import InputError, NotFoundError, ProvenanceError
+from service import cli
+
+ID = "sim-00000020"
+
+
+@pytest.fixture(scope="module")
+def run(settings):
+    app = typer.Typer()
+    cli.register(app)
+    where = ["--index", str(settings.index_dir), "--model", str(settings.model_dir)]
+
+    def run(command: str, *arguments: str) -> str:
+        result = CliRunner().invoke(app, [command, *arguments, *where])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    return run
+
+
+def test_search_by_id_in_every_format(run):
+    answer = json.loads(run("search", "--id", ID, "-k", "3", "--format", "json"))
+    expected = [hit["object_id"] for hit in answer["hits"]]
+    csv = run("search", "--id", ID, "-k", "3", "--format", "csv").splitlines()
+    assert [line.split(",")[0] for line in csv] == ["object_id", *expected]
+    table = run("search", "--id", ID, "-k", "3", "--format", "table")
+    assert all(name in table for name in expected) and "exact search" in table
+    votable = run("search", "--id", ID, "-k", "3", "--format", "votable")
+    assert list(parse_single_table(io.BytesIO(votable.encode())).to_table()["object_id"]) == expected
+
+
+def test_estimate_of_a_file_and_of_a_place(run, tmp_path, spectrum):
+    path = tmp_path / "spectrum.fits"
+    path.write_bytes(sdss_fits(spectrum))
+    answer = json.loads(run("estimate", "--spectrum", str(path), "--coverage", "0.9", "--format", "json"))
+    assert answer["estimates"][0]["coverage"] == 0.9
+    place = json.loads(run("estimate", "--radec", "12:00:48 -00:12:00", "--target", "image", "--format", "json"))
+    assert place["query"]["object_id"] == ID and place["query"]["modalities"] == ["image"]
+
+
+def test_filter_and_columns(run):
+    expression = '{"column": "redshift", "range": [0.2, 0.4]}'
+    lines = run("search", "--id", ID, "--filter", expression, "--columns", "redshift", "--format", "csv").splitlines()
+    assert lines[0].endswith(",redshift")
+    assert all(0.2 <= float(line.split(",")[-1]) <= 0.4 for line in lines[1:])
+
+
+def test_over_a_url_is_the_same(run, settings, engine, monkeypatch):
+    import httpx2
+
+    from service.app import make_app
+
+    transport = httpx2.ASGITransport(make_app(settings, engine))
+    original = httpx2.AsyncClient.__init__
+
+    def in_process(self, **keywords):
+        assert str(keywords["base_url"]) == "http://node:8000"
+        original(self, **{**keywords, "transport": transport})
+
+    local = run("search", "--id", ID, "-k", "4", "--format", "csv")
+    monkeypatch.setattr(httpx2.AsyncClient, "__init__", in_process)
+    assert run("search", "--id", ID, "-k", "4", "--format", "csv", "--url", "http://node:8000") == local
+
+
+def test_errors_are_the_librarys(run, tmp_path):
+    with pytest.raises(NotFoundError):
+        run("search", "--id", "nope")
+    with pytest.raises(InputError, match="Nothing to ask with"):
+        run("search")
+    with pytest.raises(InputError, match="not JSON"):
+        run("search", "--id", ID, "--filter", "{")
+    with pytest.raises(InputError, match="cannot be read"):
+        run("search", "--spectrum", str(tmp_path / "none.fits"))
+
+
+def test_index_of_another_model_is_not_served(settings, tmp_path):
+    import shutil
+
+    other = tmp_path / "model"
+    shutil.copytree(settings.model_dir, other)
+    weights = other / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ProvenanceError):
+        cli._load(settings.model_copy(update={"model_dir": other}))

@@ -1,0 +1,187 @@
+"""Limits that bind before parsing, and what happens when something inside breaks."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx2
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+from survey import desi_fits, image_fits, npy
+
+from astroclip.errors import ProvenanceError
+from service.app import make_app
+from service.engine import Engine
+
+LIMIT = 400_000
+
+
+@pytest.fixture(scope="module")
+def narrow(settings, engine):
+    small = settings.model_copy(
+        update={"max_body_bytes": LIMIT, "max_files": 2, "max_items": 3, "body_timeout_s": 0.3, "max_in_flight": 1}
+    )
+    engine = Engine(engine.embedder, engine.index, small)
+    yield make_app(small, engine)
+    engine.close()
+
+
+def test_body_just_below_and_just_above(narrow):
+    client = TestClient(narrow)
+    below = client.post("/v1/embed/image", content=b"x" * LIMIT)
+    assert below.status_code in (415, 422)  # read whole, and no file we know
+    above = client.post("/v1/embed/image", content=b"x" * (LIMIT + 1))
+    assert above.status_code == 413
+    error = above.json()["error"]
+    assert error["code"] == "body_too_large" and error["limit"] == LIMIT
+
+
+@pytest.mark.parametrize("path", ["/v1/embed/image", "/v1/search", "/livez", "/nowhere"])
+def test_chunked_body_is_counted_as_it_comes(narrow, path):
+    sent = 0
+
+    async def chunks():
+        nonlocal sent
+        for _ in range(1000):
+            sent += 10_000
+            yield b"x" * 10_000
+
+    async def post():
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(narrow), base_url="http://test") as client:
+            return await client.post(path, content=chunks())
+
+    response = asyncio.run(post())
+    if path in ("/v1/embed/image", "/v1/search"):
+        assert response.status_code == 413 and response.json()["error"]["code"] == "body_too_large"
+        assert response.headers["x-request-id"] == response.json()["error"]["request_id"]
+    else:
+        assert response.status_code in (404, 405)
+    assert sent <= 3 * LIMIT + 20_000
+
+
+def test_chunked_multipart_is_counted_too(narrow):
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+
+    async def chunks():
+        yield head
+        for _ in range(100):
+            yield b"y" * 10_000
+
+    async def post():
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(narrow), base_url="http://test") as client:
+            headers = {"content-type": "multipart/form-data; boundary=x"}
+            return await client.post("/v1/embed/image", content=chunks(), headers=headers)
+
+    assert asyncio.run(post()).json()["error"]["code"] == "body_too_large"
+
+
+def test_slow_body(narrow):
+    async def chunks():
+        yield b"x"
+        await asyncio.sleep(2)
+        yield b"x"
+
+    async def post():
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(narrow), base_url="http://test") as client:
+            return await client.post("/v1/embed/image", content=chunks())
+
+    error = asyncio.run(post()).json()["error"]
+    assert error["code"] == "body_timeout" and error["limit"] == 0.3
+
+
+def test_files_and_items(narrow, galaxy, spectrum):
+    client = TestClient(narrow)
+    small = npy(galaxy.pixels[:, 44:108, 44:108].copy())
+    two = client.post("/v1/embed/image", files=[("file", ("a", small))] * 2)
+    assert two.status_code == 200
+    three = client.post("/v1/embed/image", files=[("file", ("a", small))] * 3)
+    assert three.status_code == 413 and three.json()["error"]["limit"] == 2
+    items = client.post("/v1/embed/spectrum", content=desi_fits([spectrum] * 3))
+    assert items.status_code in (200, 413)  # three targets fit, unless the body is too large
+
+
+def test_too_many_items(settings, engine, spectrum):
+    few = Engine(engine.embedder, engine.index, settings.model_copy(update={"max_items": 2}))
+    client = TestClient(make_app(few.settings, few))
+    assert client.post("/v1/embed/spectrum", content=desi_fits([spectrum] * 2)).status_code == 200
+    response = client.post("/v1/embed/spectrum", content=desi_fits([spectrum] * 3))
+    assert response.status_code == 413 and response.json()["error"]["code"] == "too_many_items"
+    few.close()
+
+
+def test_one_request_too_many_is_429(narrow, galaxy):
+    """max_in_flight is 1: while one body is still arriving, the next POST is turned away; lookups are not."""
+
+    async def both():
+        started, release = asyncio.Event(), asyncio.Event()
+
+        async def slowly():
+            started.set()
+            await release.wait()
+            yield npy(galaxy.pixels[:, 44:108, 44:108].copy())
+
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(narrow), base_url="http://test") as client:
+            first = asyncio.create_task(client.post("/v1/embed/image", content=slowly()))
+            await started.wait()
+            await asyncio.sleep(0.05)
+            second = await client.post("/v1/search", json={"query": {"object_id": "sim-00000020"}})
+            alive = await client.get("/livez")
+            release.set()
+            return await first, second, alive
+
+    first, second, alive = asyncio.run(both())
+    assert second.status_code == 429 and int(second.headers["retry-after"]) >= 1
+    assert second.json()["error"]["code"] == "overloaded"
+    assert alive.status_code == 200 and first.status_code == 200
+
+
+# --- when something inside breaks ------------------------------------------------------------------------------------
+
+
+def test_batch_that_raises_is_taken_apart(settings, engine, galaxy, monkeypatch):
+    """The model fails on any batch with the culprit in it: the others are encoded alone, the culprit fails alone."""
+    broken = Engine(engine.embedder, engine.index, settings)
+    encode, culprit = engine.embedder.encode, engine.embedder.prepare(galaxy).pixels
+
+    def picky(grids):
+        if any(np.array_equal(grid.pixels, culprit) for grid in grids):
+            raise RuntimeError("device-side assert")
+        return encode(grids)
+
+    other = npy(np.roll(galaxy.pixels, 3, axis=1))
+    monkeypatch.setattr(broken.embedder, "encode", picky)
+    files = [("file", (name, data)) for name, data in (("a", other), ("b", npy(galaxy.pixels)), ("c", other))]
+    items = TestClient(make_app(settings, broken)).post("/v1/embed/image", files=files).json()["items"]
+    assert [item["error"] and item["error"]["code"] for item in items] == [None, "no_embedding", None]
+    broken.close()
+
+
+def test_unexpected_exception_is_500_without_a_traceback(settings, engine, galaxy, monkeypatch, caplog):
+    client = TestClient(make_app(settings, engine))
+
+    def fail(*_):
+        raise ZeroDivisionError("secret of the inside")
+
+    monkeypatch.setattr("service.engine.Engine._prepare", fail)
+    response = client.post("/v1/embed/image", content=image_fits(galaxy))
+    assert response.status_code == 500
+    error = response.json()["error"]
+    assert error["code"] == "internal_error" and "secret" not in response.text and "Traceback" not in response.text
+    assert error["request_id"] in caplog.text and "ZeroDivisionError" in caplog.text
+    monkeypatch.undo()
+    assert client.post("/v1/embed/image", content=image_fits(galaxy)).status_code == 200
+
+
+def test_model_of_another_index_is_refused_at_the_start(settings, engine, monkeypatch):
+    monkeypatch.setattr(engine.embedder, "model_sha256", "00" * 32)
+    with pytest.raises(ProvenanceError, match="model sha256"):
+        Engine(engine.embedder, engine.index, settings)
+
+
+def test_every_setting_says_why():
+    from service.settings import Settings
+
+    for name, field in Settings.model_fields.items():
+        assert field.description and len(field.description) > 20, name
+        assert not field.is_required(), name
