@@ -1,8 +1,8 @@
 """Dust attenuation: a family of smooth laws around Calzetti with a bump, and steeper birth clouds.
 
-The diffuse law is Calzetti et al. (2000, eq. 4) times a power of wavelength plus a 2175 A bump (Noll et al. 2009, eqs. 8-10),
-normalised to A(5500 A) = 1; slope 0 and bump 0 give Calzetti. The birth clouds follow (lambda / 5500 A)^-1.3
-(Charlot & Fall 2000; slope from Wild et al. 2007). Wavelengths are in Angstrom, rest frame.
+The diffuse law is Calzetti et al. (2000, eq. 4) times a power of wavelength plus a 2175 A bump (Noll et al. 2009,
+eqs. 8-10), normalised to A(5500 A) = 1; slope 0 and bump 0 give Calzetti. The birth clouds follow (lambda / 5500
+A)^-1.3 (Charlot & Fall 2000; slope from Wild et al. 2007). Wavelengths are in Angstrom, rest frame.
 """
 
 from __future__ import annotations

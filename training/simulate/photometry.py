@@ -1,8 +1,8 @@
 """Filter curves and AB photometry: nanomaggies from flux densities.
 
 AB: f_nu = 3631 Jy, i.e. f_lambda = 0.10885 / lambda^2 erg/s/cm2/A; maggies are the photon-weighted ratio of the two
-(Fukugita et al. 1996, eq. 7), zero point 22.5 mag = 1 nanomaggy. Curves come from `speclite` when the grid is built and
-travel inside the grid file afterwards.
+(Fukugita et al. 1996, eq. 7), zero point 22.5 mag = 1 nanomaggy. Curves come from `speclite` when the grid is built
+and travel inside the grid file afterwards.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def load_curves() -> list[FilterCurve]:
 def band_weights(curves: list[FilterCurve], log_wave: FloatArray) -> FloatArray:
     """Weights (L, F) that turn flux densities in 1e-17 erg/s/cm2/A on a log-wavelength grid into nanomaggies.
 
-    log_wave: ln(Angstrom), evenly spaced. The curve is averaged over each pixel, so that coarse grids stay exact for flat
-    spectra; a curve that reaches beyond the grid is cut there.
+    log_wave: ln(Angstrom), evenly spaced. The curve is averaged over each pixel, so that coarse grids stay exact for
+    flat spectra; a curve that reaches beyond the grid is cut there.
     """
     step = log_wave[1] - log_wave[0]
     fine = (log_wave[:, None] + step * (np.arange(16) - 7.5) / 16.0).ravel()

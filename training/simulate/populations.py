@@ -31,8 +31,8 @@ class GalaxyPopulation:
     bulge_size_ratio (bulge over disk half-light radius), sersic_bulge, axis_ratio (disk), position_angle_deg,
     n_knots, knot_fraction (of disk stars younger than 100 Myr that sit in knots).
     Kinematics: velocity_dispersion_kms (stars), gas_dispersion_kms.
-    Synthesis: sfh_*, recent_*, metallicity_scale, metallicity_slope, alpha_fe, bulge_mass_fraction, gas_metallicity, log_u,
-    nebular_scale, birth_cloud_av, dust_slope, dust_bump.
+    Synthesis: sfh_*, recent_*, metallicity_scale, metallicity_slope, alpha_fe, bulge_mass_fraction, gas_metallicity,
+    log_u, nebular_scale, birth_cloud_av, dust_slope, dust_bump.
     """
 
     redshift: FloatArray
@@ -105,7 +105,9 @@ def draw_population(
     return GalaxyPopulation.concatenate(parts)[:n]
 
 
-def _observe(candidates: GalaxyPopulation, rng: np.random.Generator, synthesizer: SpectralSynthesizer) -> GalaxyPopulation:
+def _observe(
+    candidates: GalaxyPopulation, rng: np.random.Generator, synthesizer: SpectralSynthesizer
+) -> GalaxyPopulation:
     sdss = str(candidates.target_class[0]).startswith("SDSS")
     systems = ("south", "sdss", "twomass") if sdss else ("south", "wise")
     flux = synthesizer.photometries(candidates, systems)
@@ -165,12 +167,15 @@ def draw_candidates(n: int, rng: np.random.Generator, target_class: str, proposa
     )  # fmt: skip
 
 
-def _histories(mass: FloatArray, z: FloatArray, quiescent: npt.NDArray[np.bool_], rng: np.random.Generator) -> dict[str, FloatArray]:
+def _histories(
+    mass: FloatArray, z: FloatArray, quiescent: npt.NDArray[np.bool_], rng: np.random.Generator
+) -> dict[str, FloatArray]:
     """Double-power-law histories that reach a drawn sSFR.
 
-    Star-forming: main sequence with 0.25 dex scatter plus recent variations of 0.2 dex (together the 0.3 dex of Speagle et
-    al. 2014). Quiescent: log sSFR about -12.4, an eighth in the green valley (about -11.1). Peaks follow downsizing (Thomas
-    et al. 2010, eq. 3: massive galaxies formed earlier). 3 % had a burst of up to 6 times the rate within the last Gyr.
+    Star-forming: main sequence with 0.25 dex scatter plus recent variations of 0.2 dex (together the 0.3 dex of
+    Speagle et al. 2014). Quiescent: log sSFR about -12.4, an eighth in the green valley (about -11.1). Peaks follow
+    downsizing (Thomas et al. 2010, eq. 3: massive galaxies formed earlier). 3 % had a burst of up to 6 times the
+    rate within the last Gyr.
     """
     n = z.size
     present = age_of_universe(z)

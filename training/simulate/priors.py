@@ -1,7 +1,7 @@
 """Scaling relations the population is drawn from, each with its scatter and its source.
 
-Masses are log10 of surviving stellar mass in Msun (Kroupa / Chabrier), rates Msun/yr, sizes kpc (semi-major half-light
-radius). Functions take arrays and return means or, where they take a generator, draws.
+Masses are log10 of surviving stellar mass in Msun (Kroupa / Chabrier), rates Msun/yr, sizes kpc (semi-major
+half-light radius). Functions take arrays and return means or, where they take a generator, draws.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def mass_function(log_mass: FloatArray, z: FloatArray) -> FloatArray:
 
 
 def quiescent_fraction(log_mass: FloatArray, z: FloatArray) -> FloatArray:
-    """Fraction of quiescent galaxies: logistic in mass about the crossing mass of Muzzin et al. (2013, fig. 4), 10.4 + 0.4 z,
-    plus satellites quenched at any mass at low z (Peng et al. 2010, section 6)."""
+    """Fraction of quiescent galaxies: logistic in mass about the crossing mass of Muzzin et al. (2013, fig. 4), 10.4
+    + 0.4 z, plus satellites quenched at any mass at low z (Peng et al. 2010, section 6)."""
     crossing = 10.4 + 0.4 * z
     by_mass = 1.0 / (1.0 + np.exp(-(log_mass - crossing) / 0.25))
     satellites = 0.12 * np.exp(-z / 0.7)
@@ -71,17 +71,18 @@ _GALLAZZI_SPREAD = np.array([0.45, 0.40, 0.36, 0.34, 0.30, 0.24, 0.20, 0.17, 0.1
 
 
 def stellar_metallicity(log_mass: FloatArray, quiescent: BoolArray, z: FloatArray, rng: Rng) -> FloatArray:
-    """log10(Z/Zsun): median and spread of Gallazzi et al. (2005, table 2; the spread reduced by a third for measurement
-    error), split by activity (Peng et al. 2015: star-forming 0.1-0.2 dex lower) and evolving by -0.1 dex per unit z."""
+    """log10(Z/Zsun): median and spread of Gallazzi et al. (2005, table 2; the spread reduced by a third for
+    measurement error), split by activity (Peng et al. 2015: star-forming 0.1-0.2 dex lower) and evolving by -0.1 dex
+    per unit z."""
     median = np.interp(log_mass, _GALLAZZI_MASS, _GALLAZZI_MEDIAN)
     spread = 0.65 * np.interp(log_mass, _GALLAZZI_MASS, _GALLAZZI_SPREAD)
-    offset = np.where(quiescent, -0.10, -0.15) - 0.1 * z
+    offset = np.where(quiescent, -0.08, -0.15) - 0.1 * z
     return np.clip(median + offset + spread * rng.standard_normal(z.shape), -1.6, 0.35)
 
 
 def alpha_enhancement(sigma_kms: FloatArray, quiescent: BoolArray, rng: Rng) -> FloatArray:
-    """[alpha/Fe] of the stars: -0.55 + 0.33 log sigma for early types (Thomas et al. 2010, eq. 3), half of that where stars
-    still form; scatter 0.05 dex."""
+    """[alpha/Fe] of the stars: -0.55 + 0.33 log sigma for early types (Thomas et al. 2010, eq. 3), half of that
+    where stars still form; scatter 0.05 dex."""
     early = -0.55 + 0.33 * np.log10(sigma_kms)
     return np.clip(np.where(quiescent, early, 0.5 * early) + 0.05 * rng.standard_normal(early.shape), 0.0, 0.4)
 
@@ -95,8 +96,8 @@ def gas_metallicity(log_mass: FloatArray, log_rate: FloatArray, z: FloatArray, r
 
 
 def ionisation_parameter(gas: FloatArray, log_ssfr: FloatArray, rng: Rng) -> FloatArray:
-    """log U: falls with metallicity and rises with sSFR (Carton et al. 2017, fig. 8; Kaasinen et al. 2018, section 5),
-    scatter 0.2 dex, within the -3.6..-2.2 seen in HII galaxies."""
+    """log U: falls with metallicity and rises with sSFR (Carton et al. 2017, fig. 8; Kaasinen et al. 2018, section
+    5), scatter 0.2 dex, within the -3.6..-2.2 seen in HII galaxies."""
     mean = -3.0 - 0.6 * gas + 0.25 * np.clip(log_ssfr + 9.8, -1.0, 1.5)
     return np.clip(mean + 0.2 * rng.standard_normal(gas.shape), -3.6, -2.2)
 
@@ -108,8 +109,8 @@ def dust_attenuation(
 
     Star-forming: A(Ha) from mass (Garn & Best 2010, eq. 2, scatter 0.28 mag), of which stars see A_V = 0.535 A(Ha)
     (Calzetti et al. 2000: E_star = 0.44 E_gas), more when inclined (Battisti et al. 2017); quiescent: exponential,
-    mean 0.05 mag. Birth clouds carry the rest, 1.27 A_V with 0.2 dex scatter. Slopes: steeper where A_V is low (Salim et al. 2018, fig. 3),
-    scatter 0.2; bump 0.85 - 1.9 delta (Kriek & Conroy 2013, eq. 3).
+    mean 0.05 mag. Birth clouds carry the rest, 1.27 A_V with 0.2 dex scatter. Slopes: steeper where A_V is low
+    (Salim et al. 2018, fig. 3), scatter 0.2; bump 0.85 - 1.9 delta (Kriek & Conroy 2013, eq. 3).
     """
     x = np.clip(log_mass, 8.5, 11.3) - 10.0
     halpha = 0.91 + 0.77 * x + 0.11 * x**2 - 0.09 * x**3 + 0.28 * rng.standard_normal(x.shape)
@@ -123,8 +124,8 @@ def dust_attenuation(
 
 
 def bulge_mass_fraction(log_mass: FloatArray, log_ssfr: FloatArray, rng: Rng) -> FloatArray:
-    """Bulge share of the mass: rises with mass and falls with sSFR (Bluck et al. 2014, fig. 6; Lang et al. 2014, fig. 5),
-    scatter 1 in logit."""
+    """Bulge share of the mass: rises with mass and falls with sSFR (Bluck et al. 2014, fig. 6; Lang et al. 2014,
+    fig. 5), scatter 1 in logit."""
     passive = 1.0 / (1.0 + np.exp((log_ssfr + 11.0) / 0.3))
     logit = -1.6 + 1.0 * (log_mass - 10.3) + 2.2 * passive + 1.0 * rng.standard_normal(log_mass.shape)
     return np.clip(1.0 / (1.0 + np.exp(-logit)), 0.02, 0.98)
@@ -136,8 +137,8 @@ _EARLY = np.array([[0.60, 0.42, 0.22, 0.09], [0.75, 0.71, 0.76, 0.76], [0.10, 0.
 
 
 def half_light_radius_kpc(log_mass: FloatArray, quiescent: BoolArray, z: FloatArray, rng: Rng) -> FloatArray:
-    """Half-light radius: log R = A + alpha log(M / 5e10), scatter, van der Wel et al. (2014, table 1); early types below
-    2e10 Msun flatten to the slope of late ones (their section 3.2)."""
+    """Half-light radius: log R = A + alpha log(M / 5e10), scatter, van der Wel et al. (2014, table 1); early types
+    below 2e10 Msun flatten to the slope of late ones (their section 3.2)."""
     x = log_mass - np.log10(5e10)
     late, early = ([np.interp(z, _SIZE_Z, row) for row in table] for table in (_LATE, _EARLY))
     early_mean = early[0] + early[1] * np.maximum(x, -0.4) + 0.25 * np.minimum(x + 0.4, 0.0)
@@ -162,9 +163,12 @@ def velocity_dispersion(log_mass: FloatArray, rng: Rng) -> FloatArray:
     return np.clip(10 ** (mean + 0.08 * rng.standard_normal(x.shape)), 35.0, 380.0)
 
 
-def gas_dispersion(log_mass: FloatArray, axis: FloatArray, quiescent: BoolArray, stellar: FloatArray, rng: Rng) -> FloatArray:
-    """Width of the integrated lines, km/s: turbulence of 30 km/s and the rotation seen by a fibre, 0.45 V sin i with the
-    Tully-Fisher relation log V = 2.13 + 0.29 (log M - 10) (Bell & de Jong 2001; Reyes et al. 2011); quiescent galaxies as their stars."""
+def gas_dispersion(
+    log_mass: FloatArray, axis: FloatArray, quiescent: BoolArray, stellar: FloatArray, rng: Rng
+) -> FloatArray:
+    """Width of the integrated lines, km/s: turbulence of 30 km/s and the rotation seen by a fibre, 0.45 V sin i with
+    the Tully-Fisher relation log V = 2.13 + 0.29 (log M - 10) (Bell & de Jong 2001; Reyes et al. 2011); quiescent
+    galaxies as their stars."""
     sine = np.sqrt(np.clip(1.0 - axis**2, 0.02, 1.0))
     rotation = 0.45 * 10 ** (2.13 + 0.29 * (log_mass - 10.0)) * sine
     disk = np.sqrt(30.0**2 + rotation**2) * 10 ** (0.08 * rng.standard_normal(axis.shape))

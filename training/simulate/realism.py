@@ -1,10 +1,10 @@
 """Realism check: do redshifts learned from simulated ugriz photometry hold on real SDSS galaxies?
 
-`python -m training.simulate.realism --out FILE` simulates an SDSS-like sample (main galaxies to r = 17.77 and luminous
-red galaxies), gives it SDSS-like photometric errors, and predicts the redshift of each of the 10,000 real SDSS galaxies
-that the package `kcorrect` ships as the mean of its 16 nearest simulated neighbours. Nothing is fitted to the real
-sample: features are fixed (the colours u-g, g-r, r-i, i-z and the magnitude r, with fixed weights), and the mix of the two
-simulated samples is fixed beforehand.
+`python -m training.simulate.realism --out FILE` simulates an SDSS-like sample (main galaxies to r = 17.77 and
+luminous red galaxies), gives it SDSS-like photometric errors, and predicts the redshift of each of the 10,000 real
+SDSS galaxies that the package `kcorrect` ships as the mean of its 16 nearest simulated neighbours. Nothing is fitted
+to the real sample: features are fixed (the colours u-g, g-r, r-i, i-z and the magnitude r, with fixed weights), and
+the mix of the two simulated samples is fixed beforehand.
 
 Both sides are on the AB system: the real model fluxes are corrected for Galactic extinction (Schlegel et al. 1998, as
 stored) and for SDSS's offsets from AB (u_AB = u - 0.04, z_AB = z + 0.02; Oke & Gunn 1983 system as in kcorrect).
@@ -31,12 +31,12 @@ FloatArray = npt.NDArray[np.float64]
 AB_OFFSETS = np.array([-0.04, 0.0, 0.0, 0.0, 0.02])
 # Feature weights: colours as they are; u-g down-weighted for SDSS's u errors, r for its indirect tie to redshift.
 WEIGHTS = np.array([0.3, 1.0, 1.0, 1.0, 0.2])
-# Main galaxies and LRGs fainter than the main limit: 90 and 12 a square degree in SDSS (Strauss et al. 2002; Eisenstein et
-# al. 2001), of which 2MASS sees one LRG in five.
+# Main galaxies and LRGs fainter than the main limit: 90 and 12 a square degree in SDSS (Strauss et al. 2002;
+# Eisenstein et al. 2001), of which 2MASS sees one LRG in five.
 MIX = {"SDSS": 0.97, "SDSS-LRG": 0.03}
 NEIGHBOURS = 16
-# SDSS model-magnitude errors: a floor from calibration (Padmanabhan et al. 2008) and the flux error of a typical main-sample
-# galaxy (nanomaggies).
+# SDSS model-magnitude errors: a floor from calibration (Padmanabhan et al. 2008) and the flux error of a typical
+# main-sample galaxy (nanomaggies).
 ERROR_FLOOR = np.array([0.02, 0.01, 0.01, 0.01, 0.015])
 FLUX_ERROR = np.array([0.9, 0.35, 0.5, 0.8, 2.5])
 Z_BINS = np.array([0.0, 0.03, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6])
@@ -63,7 +63,9 @@ def real_sample() -> ColourSample:
 
     spec = find_spec("kcorrect")
     if spec is None or spec.origin is None:
-        raise ImportError("package `kcorrect` not found; it holds the real galaxies of the check: pip install 'astroclip[simulate]'")
+        raise ImportError(
+            "package `kcorrect` not found; it holds the real galaxies of the check: pip install 'astroclip[simulate]'"
+        )
     table = fits.getdata(Path(spec.origin).parent / "data" / "test" / "gst_tests_small.fits")
     magnitude = ab_magnitude(np.asarray(table["MODELFLUX"], float), floor=1e-2) - np.asarray(table["EXTINCTION"], float)
     return ColourSample(magnitude + AB_OFFSETS, np.asarray(table["Z"], float))
@@ -114,7 +116,9 @@ def compare_colours(real: ColourSample, simulated: ColourSample) -> list[dict[st
         if min(a.sum(), b.sum()) < 5:
             continue
         offset = np.median(simulated.colour[b], axis=0) - np.median(real.colour[a], axis=0)
-        widths = [np.diff(np.percentile(s.colour[m], [16, 84], axis=0), axis=0)[0] / 2 for s, m in ((real, a), (simulated, b))]
+        widths = [
+            np.diff(np.percentile(s.colour[m], [16, 84], axis=0), axis=0)[0] / 2 for s, m in ((real, a), (simulated, b))
+        ]
         rows.append(
             {
                 "z_low": float(low), "z_high": float(high), "n_real": int(a.sum()), "n_simulated": int(b.sum()),

