@@ -64,6 +64,8 @@ def zero_shot(report: Report) -> str:
     for protocol, title in (("tuned", "k chosen on validation"), ("upstream", "upstream's protocol, k = 64")):
         for name, values in report["simulated"]["zero_shot"][protocol].items():
             rows.append([_direction(name), f"aligned, {title}", *_cells(values)])
+    for name, values in report["simulated"].get("near", {}).get("zero_shot", {}).get("tuned", {}).items():
+        rows.append([_direction(name), "aligned, k chosen on validation, z < 0.6 only", *_cells(values)])
     for name, values in report.get("unaligned", {}).get("zero_shot", {}).get("tuned", {}).items():
         rows.append([_direction(name), "own pretraining alone, k chosen on validation", *_cells(values)])
     supervised = {"resnet": ("image", "supervised ResNet-18"), "photometry": ("g, r, z photometry", "supervised MLP"),
@@ -83,10 +85,13 @@ def zero_shot(report: Report) -> str:
 def retrieval(report: Report) -> str:
     """Finding the partner among a pool, both ways."""
     rows = []
-    for name, entry in report["simulated"]["retrieval"].items():
-        cells = [_value(entry[f"recall@{k}"]) for k in (1, 5, 10)]
-        rows.append([_direction(name), f"{entry['pool_size']:,}", *cells, _number(entry["median_rank"]["value"])])
-    return _table(["from", "pool", "recall@1", "recall@5", "recall@10", "median rank"], rows)
+    near = report["simulated"].get("near", {}).get("retrieval", {})
+    for objects, entries in (("all", report["simulated"]["retrieval"]), ("z < 0.6", near)):
+        for name, entry in entries.items():
+            cells = [_value(entry[f"recall@{k}"]) for k in (1, 5, 10)]
+            rows.append([_direction(name), objects, f"{entry['pool_size']:,}", *cells,
+                         _number(entry["median_rank"]["value"])])  # fmt: skip
+    return _table(["from", "objects", "pool", "recall@1", "recall@5", "recall@10", "median rank"], rows)
 
 
 def real_sky(report: Report) -> str:

@@ -27,6 +27,7 @@ def report() -> dict:
 
     properties = {name: value(0.5) for name in ("redshift", "log_stellar_mass", "log_metallicity", "age_gyr")}
     numbers = {key: value(0.004) for key in ("sigma_nmad", "bias", "r2", "outliers_0.05", "outliers_0.15")}
+    near = {"image->image": properties}
     return {
         "created": "2026-01-02T03:04:05+00:00",
         "command": "astroclip evaluate",
@@ -39,6 +40,7 @@ def report() -> dict:
             {"name": "three", "sense": ">=", "wanted": 0.5, "value": None, "passed": None},
         ],
         "simulated": {
+            "near": {"zero_shot": {"tuned": near}, "retrieval": {}},
             "zero_shot": {
                 "tuned": {"image->image": {**properties, "log_ssfr": value(0.7312)}},
                 "upstream": {"image->spectrum": properties},
@@ -87,8 +89,9 @@ def test_every_table_renders_with_its_numbers(tables: ModuleType, tmp_path: Path
     (tmp_path / "evaluation.json").write_text(json.dumps(report()))
     zero = tables.render("evaluation", tmp_path)
     assert "0.731 (±0.010)" in zero and "| spectrum | supervised 1-D CNN | 0.991 (±0.010) | – |" in zero
+    assert "| image | aligned, k chosen on validation, z < 0.6 only | 0.500" in zero
     assert "4,000 held-out" in zero and "`astroclip evaluate`" in zero
-    assert "| image → spectrum | 1,000 | 0.123 (±0.010) |" in tables.render("retrieval", tmp_path)
+    assert "| image → spectrum | all | 1,000 | 0.123 (±0.010) |" in tables.render("retrieval", tmp_path)
     real = tables.render("real-sky", tmp_path)
     assert "| DESI, z<0.6 | 47 | k-NN, aligned | 0.004 (±0.010) |" in real and "3, 12" in real
     assert "| QSO | 29 | 0.910 |" in real

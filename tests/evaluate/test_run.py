@@ -60,6 +60,8 @@ def test_evaluate_command_writes_a_whole_report(
         "spectrum->image",
     }
     assert set(report["unaligned"]["zero_shot"]["upstream"]) == {"image->image", "spectrum->spectrum"}
+    assert report["simulated"]["near"]["objects"] == report["data"]["objects"]["test"]  # all lie at z < 0.4
+    assert report["simulated"]["near"]["zero_shot"] == report["simulated"]["zero_shot"]
     assert report["simulated"]["retrieval"]["image->spectrum"]["objects"] == report["data"]["objects"]["test"]
     assert report["real"] == {"skipped": "the folder of real data was not there"} and "skipped" in done.output
     assert report["model"]["sha256"] and report["machine"]["cores"] and len(report["data"]["shards_sha256"]) == 64
