@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from serving import client, engine, index_dir, settings  # noqa: F401
+from starlette.testclient import TestClient
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -68,3 +71,56 @@ def test_every_environment_variable_named_in_the_docs_is_read_somewhere() -> Non
     known |= {"ASTROCLIP_SHARED"}  # tests/conftest.py
     named = {name for page in PAGES for name in re.findall(r"\bASTROCLIP_[A-Z_]+\b", page.read_text())}
     assert named <= known
+
+
+# What the examples call their files -> a real one, relative to the survey data.
+EXAMPLE_FILES = {
+    "coadd": "desi/coadd-special-dark-27247.fits",
+    "cutout": "legacy_fits/457431f_example_b.fits.gz",
+    "spec": "sdss/firefly_spec-0266-51602-0001.fits",
+}
+
+
+def curl_commands() -> list[str]:
+    text = "\n".join(page.read_text() for page in PAGES).replace("\\\n", " ")
+    return re.findall(r"^ {4}(curl .+)$", text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", curl_commands())
+def test_curl_examples_of_the_docs_are_answered(command: str, client: TestClient, shared_data: Path) -> None:  # noqa: F811
+    words = shlex.split(command)[1:]
+    body, files, form, url = None, {}, {}, ""
+    headers = {"content-type": "application/x-www-form-urlencoded"}  # what curl declares for a bare --data-binary
+    while words:
+        word = words.pop(0)
+        if word == "-F":
+            name, _, value = words.pop(0).partition("=")
+            if value.startswith("@"):
+                files[name] = (value[1:], example(value[1:], shared_data))
+            else:
+                form[name] = value.partition(";type=")[0]
+        elif word == "--data-binary":
+            body = example(words.pop(0)[1:], shared_data)
+        elif word == "-H":
+            key, _, value = words.pop(0).partition(":")
+            headers[key.lower()] = value.strip()
+        elif not word.startswith("-"):
+            url = word.removeprefix("http://127.0.0.1:8000")
+    if files:
+        answer = client.post(url, files=files, data=form)
+    else:
+        answer = client.post(url, content=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    wanted = "items" if "/embed/" in url else "hits"
+    assert answer.json()[wanted]
+    if "/estimate" in url:
+        assert {estimate["name"] for estimate in answer.json()["estimates"]} >= {"redshift", "log_stellar_mass"}
+
+
+def example(name: str, data: Path) -> bytes:
+    return (data / EXAMPLE_FILES[re.split(r"[-.]", name)[0]]).read_bytes()
+
+
+def test_the_readme_shows_a_coadd_a_spectrum_and_a_cutout() -> None:
+    shown = {name for command in curl_commands() for name in EXAMPLE_FILES if f"@{name}" in command}
+    assert shown == set(EXAMPLE_FILES)
