@@ -66,8 +66,10 @@ def estimate_answer(
         estimates = estimate(engine.index, hits, request.properties, request.coverage)
     common = _common(engine, request, uploads, resolved, hits, report, request_id)
     if estimates and 0 < max(e.n_eff for e in estimates) < FEW_NEIGHBOURS:
-        note = "Hardly more than one neighbour carries the estimate; the intervals are too narrow to be believed."
-        common["trust"].flags.append(FlagModel(code="few_neighbours", message=note))
+        few = Flag(
+            "few_neighbours", "A neighbour or two carry the estimate; its intervals are too narrow to be believed."
+        )
+        common["trust"].flags += flag_models([few])
     models = [
         EstimateModel(name=e.name, unit=e.unit, value=e.value, lo=e.lo, hi=e.hi, coverage=e.coverage, n_eff=e.n_eff)
         for e in estimates
@@ -136,8 +138,7 @@ def _common(
     flags = list(resolved.flags)
     wanted = engine.settings.default_k if request.k is None else request.k
     if len(hits) < wanted:
-        note = f"Only {len(hits)} of the {wanted} hits asked for exist behind the filter and exclusions."
-        flags.append(Flag("fewer_hits", note))
+        flags.append(Flag("fewer_hits", f"Only {len(hits)} of the {wanted} hits asked for pass filter and exclusions."))
     return {
         "request_id": request_id,
         **engine.provenance(),
@@ -243,7 +244,8 @@ def _echo(
     request: SearchRequest, uploads: Mapping[Modality, Embedded], resolved: Resolved, engine: Engine
 ) -> QueryEcho:
     used = {m: e.prepared for m, e in uploads.items() if e.prepared.grid is not None}
-    ra, dec = resolved.places[0] if len(resolved.places) == 1 or resolved.object_id else (None, None)
+    one_object = resolved.object_id is not None or len(resolved.places) == 1
+    ra, dec = resolved.places[0] if resolved.places and one_object else (None, None)
     echo = QueryEcho(
         modalities=list(resolved.modalities),
         object_id=resolved.object_id,

@@ -143,8 +143,7 @@ def _upload(engine: Engine, embedded: Embedded) -> Resolved:
     if item.object_id:
         own = tuple(int(row) for row in engine.index.catalog.rows_by_id(item.object_id))
     if own:
-        note = f"The file says it is {item.object_id}, an object of the index; that object is left out of the hits."
-        flags = (*flags, Flag("own_object_left_out", note))
+        flags = (*flags, Flag("own_object_left_out", f"The file is {item.object_id} of the index itself: left out."))
     places = ((item.ra, item.dec),) if item.ra is not None and item.dec is not None else ()
     return Resolved(embedded.vector, {modality: embedded.vector}, own, places, item.object_id, flags, (modality,))
 

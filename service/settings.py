@@ -79,4 +79,6 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on; loopback until an operator opens it.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes any that is free.")
-    log_level: str = Field(default="info", description="How much uvicorn says: critical, error, warning, info or debug.")
+    log_level: str = Field(
+        default="info", description="How much uvicorn says: critical, error, warning, info or debug."
+    )

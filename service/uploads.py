@@ -10,6 +10,7 @@ application/octet-stream, count as "no type declared", and the bytes decide.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -108,7 +109,7 @@ async def read_request(request: Request, kind: type[R], settings: Settings) -> t
             "The request has no body; send JSON, a multipart form, or the bytes of one file.", code="empty_body"
         )
     upload = Upload(data, _declared(request.headers))
-    return asked, {_modality(request, upload): upload}
+    return asked, {await asyncio.to_thread(_modality, request, upload): upload}
 
 
 def parse_json(body: bytes, kind: type[R]) -> R:

@@ -23,6 +23,9 @@ __all__ = ["router"]
 router = APIRouter(prefix="/v1", tags=["search"], responses=ERRORS)
 
 
+_RAW_TYPES = ("application/fits", "image/png", "image/jpeg", "application/x-npy", "text/csv")
+
+
 def _body(kind: type[SearchRequest]) -> dict[str, Any]:
     schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
     binary = {"type": "string", "format": "binary"}
@@ -30,7 +33,7 @@ def _body(kind: type[SearchRequest]) -> dict[str, Any]:
     content = {
         "application/json": {"schema": schema},
         "multipart/form-data": {"schema": form, "encoding": {"request": {"contentType": "application/json"}}},
-        "application/fits": {"schema": binary},
+        **dict.fromkeys(_RAW_TYPES, {"schema": binary}),
     }
     return {"requestBody": {"required": True, "content": content}}
 
@@ -101,8 +104,10 @@ async def _one(
         return embedded, []
     item = usable[0].item
     name = item.object_id if item and item.object_id else f"index {prepared.index(usable[0])}"
-    note = f"The file holds {len(prepared)} objects; the first usable ({name}) asks. Choose with ?object=ID or index."
-    return embedded, [Flag("several_objects", note)]
+    first = Flag(
+        "several_objects", f"Of {len(prepared)} objects in the file {name} asks; choose with ?object=ID or index."
+    )
+    return embedded, [first]
 
 
 def _about(error: Exception, modality: Modality) -> Exception:

@@ -251,3 +251,16 @@ def test_missing_values_are_empty_cells(client):
 def test_estimates_as_csv(client):
     response = client.post("/v1/estimate?format=csv", json={"query": {"object_id": ID}})
     assert response.text.splitlines()[0] == "name,unit,value,lo,hi,coverage,n_eff"
+
+
+def test_uploaded_object_of_the_index_is_left_out(client, engine, monkeypatch, spectrum):
+    """A file that says it is an object of the index must not find itself, nor be estimated from itself."""
+    from dataclasses import replace
+
+    import service.engine
+
+    own = replace(spectrum, object_id=ID)
+    monkeypatch.setattr(service.engine, "read_spectra", lambda *_, **__: [own])
+    answer = client.post("/v1/search?modality=spectrum&k=59&target=spectrum", content=sdss_fits(spectrum)).json()
+    assert ID not in ids(answer) and len(answer["hits"]) == 58
+    assert "own_object_left_out" in {flag["code"] for flag in answer["trust"]["flags"]}

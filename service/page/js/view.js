@@ -24,7 +24,7 @@ function query(answer, record, files, redshift) {
   const image = asked.image ?? record?.previews.image;
   const facts = definitions([
     ["Asked with", asked.modalities.join(" + ")],
-    ["File", files.map((file) => file.name).join(", ")],
+    ["File", files.map((file) => file.name).join("\n")],
     ["Object", asked.object_id],
     ["RA, Dec", asked.ra === null ? null : `${asked.ra.toFixed(5)}, ${asked.dec.toFixed(5)}`],
     ...Object.entries(asked.quality).flatMap(([kind, q]) => [
@@ -69,7 +69,7 @@ function trust(answer) {
   const p = answer.trust.ood_p;
   const notes = answer.trust.flags.map((flag) => element("li", { class: REMARKS.has(flag.code) ? null : "warn" }, flag.message));
   if (p !== null && !answer.trust.flags.some((flag) => flag.code === "out_of_distribution")) {
-    notes.unshift(element("li", { class: "good" }, familiarity(p)));
+    notes.unshift(element("li", { class: p > USUAL ? "good" : null }, familiarity(p)));
   }
   const n = answer.estimates.find((e) => e.n_eff > 0)?.n_eff;
   if (n) notes.push(element("li", {}, `The estimates rest on ${number(n, 2)} effective neighbours of ${answer.hits.length}.`));
@@ -80,10 +80,12 @@ function trust(answer) {
 // Flags that say what was done, not that something is amiss.
 const REMARKS = new Set(["nearest_object", "own_object_left_out", "several_objects", "wavelength_sorted_merged", "resampled"]);
 
+const USUAL = 0.2; // above: nothing to remark; below 0.01 the service itself raises a flag
+
 function familiarity(p) {
   const percent = 100 * p;
   const share = percent < 1 ? "fewer than 1\u00a0%" : `${Math.round(percent)}\u00a0%`;
-  if (p > 0.2) return `It looks like the survey's galaxies: ${share} of them have neighbours no closer than its own.`;
+  if (p > USUAL) return `It looks like the survey's galaxies: ${share} of them have neighbours no closer than its own.`;
   return `It is somewhat unusual: only ${share} of the survey's galaxies have neighbours no closer than its own.`;
 }
 
@@ -144,5 +146,6 @@ export function problem(error) {
   const box = at("problem");
   box.hidden = error === null;
   if (error === null) return;
+  at("results").hidden = true; // an old answer under a new error would be taken for the new one
   box.replaceChildren(error.message, error.requestId ? element("div", { class: "quiet" }, `Request ${error.requestId}`) : "");
 }
