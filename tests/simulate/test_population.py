@@ -121,7 +121,8 @@ class _Lines:
 
 
 def _line_only(synthesizer: SpectralSynthesizer, part: GalaxyPopulation) -> _Lines:
-    """Lines as the difference of spectra with and without them; the nebular continuum cancels to first order locally."""
+    """Lines as the difference of spectra with and without them; the nebular continuum cancels to first order
+    locally."""
     bright = synthesizer.components(part)
     dark = synthesizer.components(replace(part, nebular_scale=np.zeros(len(part))))
     difference = (bright.flux - dark.flux).sum(axis=1).astype(float)
@@ -140,7 +141,8 @@ def test_flux_follows_mass_and_distance(
 def test_solar_mass_to_light_of_old_stars(
     synthesizer: SpectralSynthesizer, classes: dict[str, GalaxyPopulation]
 ) -> None:
-    """Quiescent galaxies have M/L_r of 1-4 solar (Kauffmann et al. 2003, fig. 13), which fixes the absolute flux scale."""
+    """Quiescent galaxies have M/L_r of 1-4 solar (Kauffmann et al. 2003, fig. 13), which fixes the absolute flux
+    scale."""
     part = classes["BGS"]
     part = part[(part.log_ssfr < -11.2) & (part.redshift < 0.2)]
     assert len(part) >= 5

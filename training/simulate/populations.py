@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.simulate import priors
-from training.simulate.cosmology import age_of_universe, differential_volume, distance_modulus, kpc_per_arcsec
+from training.simulate.cosmology import age_of_universe, differential_volume, kpc_per_arcsec
 from training.simulate.history import solve_decline
 from training.simulate.selection import TARGET_CLASSES, Proposal, fiber_fraction, select
 from training.simulate.synthesis import ComponentSpectra, SpectralSynthesizer
@@ -89,7 +89,7 @@ class GalaxyPopulation:
 def draw_population(
     n: int, rng: np.random.Generator, target_class: str, synthesizer: SpectralSynthesizer
 ) -> GalaxyPopulation:
-    """Exactly n galaxies of a class (BGS, LRG, ELG; SDSS, SDSS-LRG for the realism check), in random order.
+    """Exactly n galaxies of a class (BGS, LRG, ELG; SDSS for the realism check), in random order.
 
     Candidates are drawn from the priors and kept when their noisy synthetic photometry passes the cuts.
     Deterministic in the generator's state. Raises KeyError for an unknown class.
@@ -108,7 +108,7 @@ def draw_population(
 def _observe(
     candidates: GalaxyPopulation, rng: np.random.Generator, synthesizer: SpectralSynthesizer
 ) -> GalaxyPopulation:
-    sdss = str(candidates.target_class[0]).startswith("SDSS")
+    sdss = str(candidates.target_class[0]) == "SDSS"
     systems = ("south", "sdss", "twomass") if sdss else ("south", "wise")
     flux = synthesizer.photometries(candidates, systems)
     names: tuple[str, ...]
@@ -144,7 +144,7 @@ def draw_candidates(n: int, rng: np.random.Generator, target_class: str, proposa
     log_ssfr = history.pop("log_ssfr")
     bulge = priors.bulge_mass_fraction(mass, log_ssfr, rng)
     axis = priors.axis_ratio(bulge, rng)
-    av, clouds, slope, bump = priors.dust_attenuation(mass, quiescent, z, axis, rng)
+    av, clouds, slope, bump = priors.dust_attenuation(mass, quiescent, log_ssfr, axis, rng)
     gas = priors.gas_metallicity(mass, log_ssfr + mass, z, rng)
     sigma = priors.velocity_dispersion(mass, rng)
     radius = priors.half_light_radius_kpc(mass, quiescent, z, rng)
@@ -203,10 +203,7 @@ def _redshift_and_mass(n: int, rng: np.random.Generator, proposal: Proposal) -> 
     z_grid = np.linspace(proposal.z_min, proposal.z_max, 160)
     mass_grid = np.arange(proposal.log_mass_min, proposal.log_mass_max, 0.02)
     density = priors.mass_function(mass_grid[None, :], z_grid[:, None]) * differential_volume(z_grid)[:, None]
-    if proposal.r_limit is not None:
-        # The least M/L_r with M_r,sun = 4.65 (Willmer 2018) and a K-correction of -0.2.
-        absolute = proposal.r_limit - distance_modulus(z_grid) + 0.2
-        density *= mass_grid[None, :] > (np.log10(proposal.mass_to_light) - 0.4 * (absolute - 4.65))[:, None]
+    density *= mass_grid[None, :] > proposal.least_log_mass(z_grid)[:, None]
     cumulative = np.cumsum(density.ravel())
     flat = np.searchsorted(cumulative, rng.random(n) * cumulative[-1])
     row, column = np.unravel_index(np.minimum(flat, density.size - 1), density.shape)

@@ -103,14 +103,15 @@ def ionisation_parameter(gas: FloatArray, log_ssfr: FloatArray, rng: Rng) -> Flo
 
 
 def dust_attenuation(
-    log_mass: FloatArray, quiescent: BoolArray, z: FloatArray, axis: FloatArray, rng: Rng
+    log_mass: FloatArray, quiescent: BoolArray, log_ssfr: FloatArray, axis: FloatArray, rng: Rng
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
     """(A_V of the diffuse dust, A_V of the birth clouds, slope delta, bump) of each galaxy.
 
     Star-forming: A(Ha) from mass (Garn & Best 2010, eq. 2, scatter 0.28 mag), of which stars see A_V = 0.535 A(Ha)
     (Calzetti et al. 2000: E_star = 0.44 E_gas), more when inclined (Battisti et al. 2017); quiescent: exponential,
     mean 0.05 mag. Birth clouds carry the rest, 1.27 A_V with 0.2 dex scatter. Slopes: steeper where A_V is low
-    (Salim et al. 2018, fig. 3), scatter 0.2; bump 0.85 - 1.9 delta (Kriek & Conroy 2013, eq. 3).
+    (Salim et al. 2018, fig. 3) and shallower where sSFR is high (Kriek & Conroy 2013, fig. 3), scatter 0.2; bump
+    0.85 - 1.9 delta (Kriek & Conroy 2013, eq. 3).
     """
     x = np.clip(log_mass, 8.5, 11.3) - 10.0
     halpha = 0.91 + 0.77 * x + 0.11 * x**2 - 0.09 * x**3 + 0.28 * rng.standard_normal(x.shape)
@@ -119,7 +120,8 @@ def dust_attenuation(
     passive = rng.exponential(0.05, x.shape)
     av = np.where(quiescent, passive, active)
     clouds = 1.27 * av * 10 ** (0.2 * rng.standard_normal(x.shape))
-    slope = np.clip(-0.55 + 0.6 * np.minimum(av, 0.8) + 0.2 * rng.standard_normal(x.shape), -1.2, 0.4)
+    active_slope = 0.25 * np.clip(log_ssfr + 10.0, 0.0, 1.5)
+    slope = np.clip(-0.55 + 0.6 * np.minimum(av, 0.8) + active_slope + 0.2 * rng.standard_normal(x.shape), -1.2, 0.4)
     return av, clouds, slope, np.maximum(0.85 - 1.9 * slope, 0.0) * rng.uniform(0.3, 1.0, x.shape)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from training.simulate.cosmology import distance_modulus
 from training.simulate.photometry import ab_magnitude
 
 __all__ = ["TARGET_CLASSES", "Proposal", "fiber_fraction", "noisy", "select"]
@@ -23,24 +24,37 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Proposal:
-    """Where candidates of a class are drawn: redshift range, lowest log mass, star-forming only, and the r limit (AB)
-    (None where the cuts are in colour) with the least mass-to-light (solar, r band) of a galaxy that could pass."""
+    """Where candidates of a class are drawn, so that few are drawn in vain: redshift range, log mass range,
+    star-forming only, and the faintest magnitude that could pass (None where only colours cut).
+
+    limit: AB magnitude; solar_magnitude: of the Sun in that band (Willmer 2018); mass_to_light: the least of any
+    galaxy, solar; k_correction: the least, mag.
+    """
 
     z_min: float
     z_max: float
     log_mass_min: float
     log_mass_max: float = 12.2
     star_forming_only: bool = False
-    r_limit: float | None = None
+    limit: float | None = None
+    solar_magnitude: float = 4.65
     mass_to_light: float = 0.12
+    k_correction: float = -0.2
+
+    def least_log_mass(self, z: FloatArray) -> FloatArray:
+        """Log mass below which nothing at z could pass the limit."""
+        if self.limit is None:
+            return np.full(z.shape, self.log_mass_min)
+        absolute = self.limit - distance_modulus(z) - self.k_correction
+        return np.asarray(np.log10(self.mass_to_light) - 0.4 * (absolute - self.solar_magnitude))
 
 
 TARGET_CLASSES: dict[str, Proposal] = {
-    "BGS": Proposal(0.008, 0.65, 7.0, r_limit=20.3),
+    "BGS": Proposal(0.008, 0.65, 7.0, limit=20.3),
     "LRG": Proposal(0.25, 1.25, 10.5),
-    "ELG": Proposal(0.45, 1.50, 8.8, 11.6, star_forming_only=True),
-    "SDSS": Proposal(0.008, 0.40, 7.5, r_limit=17.9, mass_to_light=0.4),
-    "SDSS-LRG": Proposal(0.20, 0.45, 11.2, r_limit=18.8, mass_to_light=1.0),
+    "ELG": Proposal(0.45, 1.50, 9.0, 11.6, star_forming_only=True),
+    # Ks, at the faint end of the 2MASS completeness in `_sdss`.
+    "SDSS": Proposal(0.008, 0.55, 7.5, limit=16.6, solar_magnitude=5.08, mass_to_light=0.3, k_correction=-0.6),
 }
 
 # 5-sigma point-source depths (Dey et al. 2019, table 4; WISE: Meisner et al. 2019) turned into the flux error of a
@@ -70,11 +84,11 @@ def select(
 ) -> BoolArray:
     """True for the candidates the class would target.
 
-    flux: true total nanomaggies by band (g, r, z and W1 where used; SDSS classes: u, g, r, i, z of SDSS and Ks);
+    flux: true total nanomaggies by band (g, r, z and W1 where used; class SDSS: u, g, r, i, z of SDSS and Ks);
     fraction: light in the fibre.
     """
-    if target_class.startswith("SDSS"):
-        return _sdss(target_class, flux, rng)
+    if target_class == "SDSS":
+        return _sdss(flux, rng)
     observed = {band: noisy(value, band, rng) for band, value in flux.items()}
     mag = {band: ab_magnitude(value) for band, value in observed.items()}
     fiber = {band: ab_magnitude(value * fraction) for band, value in observed.items()}
@@ -107,17 +121,15 @@ def _elg(mag: dict[str, FloatArray], fiber: dict[str, FloatArray], rng: np.rando
     return np.asarray(common & (g_r < -1.2 * r_z + 1.6))  # LOP: < 1.3; VLO: up to 1.6
 
 
-def _sdss(target_class: str, flux: dict[str, FloatArray], rng: np.random.Generator) -> BoolArray:
-    """Main (r < 17.77) or LRG cuts, times the completeness of the 2MASS Extended Source Catalog: 90 % at Ks = 13.5
-    (Vega; Jarrett et al. 2000, section 6), hardly any beyond 14.4; Ks(Vega) = Ks(AB) - 1.85 (Blanton & Roweis 2007,
-    table 1)."""
+def _sdss(flux: dict[str, FloatArray], rng: np.random.Generator) -> BoolArray:
+    """Main (r < 17.77) or LRG cuts (I and II), times the completeness of the 2MASS Extended Source Catalog: 90 % at
+    Ks = 13.5 (Vega; Jarrett et al. 2000, section 6), hardly any beyond 14.4; Ks(Vega) = Ks(AB) - 1.85 (Blanton &
+    Roweis 2007, table 1)."""
     g, r, i = (ab_magnitude(flux[band]) for band in ("g", "r", "i"))
     completeness = 1.0 / (1.0 + np.exp((ab_magnitude(flux["Ks"]) - 1.85 - 14.0) / 0.2))
     detected = rng.random(r.shape) < completeness
-    if target_class == "SDSS":
-        return np.asarray(detected & (r < 17.77) & (r > 12.0))
     parallel = 0.7 * (g - r) + 1.2 * ((r - i) - 0.18)
     across = (r - i) - (g - r) / 4.0 - 0.18
     cut_one = (r < 13.1 + parallel / 0.3) & (r < 19.2) & (np.abs(across) < 0.2)
     cut_two = (r < 19.5) & (across > 0.45 - (g - r) / 6.0) & (g - r > 1.30 + 0.25 * (r - i))
-    return np.asarray(detected & (r > 17.77) & (cut_one | cut_two))
+    return np.asarray(detected & (r > 12.0) & ((r < 17.77) | cut_one | cut_two))
