@@ -41,6 +41,40 @@ docs: $(TEST_STAMP) ## refill the generated tables of README.md and docs/
 	$(BIN)/python docs/generate.py
 	$(BIN)/python benchmarks/readme_tables.py
 
+# How the shipped demo was made. Hours on two cores; every step resumes where it was stopped. Not part of any test.
+SURVEY ?= data/survey
+RUNS ?= runs/demo
+GALAXIES ?= 30000
+TRAIN := $(BIN)/astroclip train
+RESULTS := benchmarks/results
+
+demo-survey: $(TEST_STAMP) ## simulate the survey the demo model is trained on
+	$(BIN)/astroclip simulate --n $(GALAXIES) --seed 1 --out $(SURVEY) --workers $(WORKERS)
+
+demo-train: $(TEST_STAMP) ## train the demo model
+	$(TRAIN) spectrum --config training/configs/demo-spectrum.toml --data $(SURVEY) --out $(RUNS)/spectrum
+	$(TRAIN) image --config training/configs/demo-image.toml --data $(SURVEY) --out $(RUNS)/image
+	$(TRAIN) align --config training/configs/demo-align.toml --data $(SURVEY) --out $(RUNS)/align
+
+demo-assets: $(TEST_STAMP) ## put model and index of 10,500 training galaxies under service/demo
+	mkdir -p service/demo
+	cp -r $(RUNS)/align/model/. service/demo/model/
+	rm -rf $(RUNS)/embeddings service/demo/index
+	$(BIN)/astroclip embed $$($(BIN)/python -m training.split $(SURVEY) --part train --shards 21) \
+	    --out $(RUNS)/embeddings --model service/demo/model
+	$(BIN)/astroclip index build $(RUNS)/embeddings --out service/demo/index --plain --id demo \
+	    --survey "astroclip simulated survey" --previews $(SURVEY) --licence CC-BY-4.0
+
+evaluate: $(TEST_STAMP) ## baselines and the science evaluation of the demo model, into benchmarks/results
+	for kind in photometry redshift resnet; do \
+	    $(BIN)/astroclip baseline $$kind --data $(SURVEY) --out $(RUNS)/baselines/$$kind || exit 1; done
+	$(BIN)/python -m training.simulate.realism --out $(RESULTS)/realism_photometric.json
+	$(BIN)/astroclip evaluate --model service/demo/model --data $(SURVEY) --out $(RESULTS)/evaluation.json \
+	    --image-tower $(RUNS)/image/tower.safetensors --spectrum-tower $(RUNS)/spectrum/tower.safetensors \
+	    $(foreach kind,resnet photometry redshift,--baseline $(RUNS)/baselines/$(kind)) \
+	    --realism $(RESULTS)/realism_photometric.json
+	$(BIN)/python benchmarks/readme_tables.py
+
 docker-smoke: ## build the CPU image, run it, embed one file (Docker, or buildah without an engine)
 	docker/smoke.sh
 

@@ -3,11 +3,14 @@
 Whole shards are split, never rows: a shard is one HEALPix pixel, so objects that share a field (and, in the
 simulation, neighbours painted from the same pool) cannot fall on both sides. Shards are ordered by a hash of
 their number, so neither their position on the sky nor the order in which they were written enters, and every
-machine finds the same split whatever folder the survey lies in. Pure: touches no file.
+machine finds the same split whatever folder the survey lies in.
+
+`python -m training.split SURVEY --part train --shards 21` prints the shards of a part, for the shell.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import re
 from collections.abc import Iterable
@@ -72,3 +75,19 @@ def _order(path: Path) -> tuple[str, str, str]:
 
 def _count(n: int, fraction: float) -> int:
     return max(1, round(n * fraction)) if fraction > 0 else 0
+
+
+def main() -> None:
+    """Print the first shards of one part of a survey folder, a path a line."""
+    parser = argparse.ArgumentParser(description="Print the shards of one part of a survey.")
+    parser.add_argument("survey", type=Path)
+    parser.add_argument("--part", choices=("train", "val", "test"), default="train")
+    parser.add_argument("--shards", type=int, default=None, help="at most so many")
+    arguments = parser.parse_args()
+    shards = split_shards(p for p in arguments.survey.rglob("*.hdf5") if not p.name.startswith("."))
+    for path in getattr(shards, arguments.part)[: arguments.shards]:
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
