@@ -42,9 +42,7 @@ def test_unknown_class_is_refused(synthesizer: SpectralSynthesizer) -> None:
 
 
 def test_cuts_hold_within_the_noise_of_the_imaging(classes: dict[str, GalaxyPopulation]) -> None:
-    mag = {
-        name: {band: ab_magnitude(getattr(p, f"flux_{band}")) for band in "grz"} for name, p in classes.items()
-    }
+    mag = {name: {band: ab_magnitude(getattr(p, f"flux_{band}")) for band in "grz"} for name, p in classes.items()}
     assert mag["BGS"]["r"].max() < 20.3
     assert np.mean(mag["BGS"]["r"] < 19.55) > 0.4
     assert mag["LRG"]["z"].max() < 21.8
@@ -129,9 +127,7 @@ def _line_only(synthesizer: SpectralSynthesizer, part: GalaxyPopulation) -> _Lin
     return _Lines(bright.wave, difference - np.median(difference, axis=1, keepdims=True))
 
 
-def test_flux_follows_mass_and_distance(
-    synthesizer: SpectralSynthesizer, classes: dict[str, GalaxyPopulation]
-) -> None:
+def test_flux_follows_mass_and_distance(synthesizer: SpectralSynthesizer, classes: dict[str, GalaxyPopulation]) -> None:
     part = classes["BGS"][:6]
     heavier = replace(part, log_stellar_mass=part.log_stellar_mass + 1.0)
     ratio = synthesizer.photometry(heavier) / synthesizer.photometry(part)
@@ -161,9 +157,7 @@ def test_red_sequence_has_sane_colours(synthesizer: SpectralSynthesizer) -> None
     assert 0.83 < np.median(colour[:, 1] - colour[:, 2]) < 1.08
 
 
-def test_bulge_is_older_than_the_disk(
-    synthesizer: SpectralSynthesizer, classes: dict[str, GalaxyPopulation]
-) -> None:
+def test_bulge_is_older_than_the_disk(synthesizer: SpectralSynthesizer, classes: dict[str, GalaxyPopulation]) -> None:
     part = classes["BGS"]
     mix = synthesizer.mix(part)
     age = synthesizer.grid.age
