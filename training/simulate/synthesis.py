@@ -34,7 +34,7 @@ OBSERVED_RANGE = (2950.0, 11200.0)
 COARSE_OBSERVED_RANGE = (2900.0, 41900.0)
 BIRTH_CLOUD_AGE_GYR = 0.0112  # bin edge nearest the 10 Myr of Charlot & Fall (2000)
 # Stars rich in alpha elements are bluer than the solar-scaled ones of the grid at equal total metallicity: an excess
-# below about 4900 A of 0.1 mag at [alpha/Fe] = 0.4 (Coelho et al. 2007; Vazdekis et al. 2015), applied as a smooth
+# below about 4900 A of 0.14 mag at [alpha/Fe] = 0.4 (Coelho et al. 2007; Vazdekis et al. 2015), applied as a smooth
 # step.
 ALPHA_EXCESS_MAG_PER_DEX = 0.35
 ALPHA_EDGE, ALPHA_WIDTH = 4900.0, 250.0  # Angstrom
