@@ -315,3 +315,45 @@ def test_bad_parameters(client, galaxy, url, status, field):
 )
 def test_bad_addresses(client, method, url, status):
     refused(client.request(method, url), status)
+
+
+_VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**20), 10**20),
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.text(max_size=8),
+    st.sampled_from(
+        [ID, "redshift", "target_class", "image", "spectrum", "12:00:48", "5/8-10", [0, 1], [[1, 2], [3, 4], [5, 6]]]
+    ),
+)
+_KEYS = st.sampled_from(
+    "query target k filter exclude_arcsec columns properties coverage object_id position ra dec radius_arcsec vector "
+    "modality upload combine positive negative weights and or not column range in cone box polygon moc "
+    "radius_deg".split()
+)
+_TREES = st.recursive(
+    _VALUES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=4), max_leaves=12
+)
+_QUERIES = st.sampled_from([{"object_id": ID}, {"position": {"ra": 180.2, "dec": -0.2}}]) | _TREES
+
+
+@hypothesis_settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@given(request=st.dictionaries(_KEYS, _TREES, max_size=3), query=_QUERIES, path=st.sampled_from(["search", "estimate"]))
+def test_any_json_is_answered_or_refused(client, request, query, path):
+    body = json.dumps({**request, "query": query})
+    response = client.post(f"/v1/{path}", content=body, headers={"content-type": "application/json"})
+    assert response.status_code < 500, (body, response.text)
+
+
+_FILTERS = st.sampled_from(["and", "or", "not", "cone", "box", "polygon", "moc", "range", "in"]).flatmap(
+    lambda key: st.fixed_dictionaries({key: _TREES}, optional={"column": _VALUES})
+)
+
+
+@hypothesis_settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@given(expression=_FILTERS)
+def test_any_filter_is_answered_or_refused(client, expression):
+    body = json.dumps({"query": {"object_id": ID}, "filter": expression})
+    response = client.post("/v1/search", content=body, headers={"content-type": "application/json"})
+    assert response.status_code < 500, (body, response.text)
