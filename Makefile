@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 DEFINITION := pyproject.toml constraints.txt
 DEMO_STAMP := $(VENV)/.installed-demo
 TEST_STAMP := $(VENV)/.installed-test
-# One thread a process: the test workers share the cores between them.
+# One thread a process: the test workers share the cores; a file stays in one worker, with its fixtures.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .PHONY: demo test test-slow lint typecheck fast-tests docs docker-smoke clean help
@@ -35,7 +35,7 @@ typecheck: $(TEST_STAMP)
 	$(BIN)/mypy
 
 fast-tests: $(TEST_STAMP)
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 docs: $(TEST_STAMP) ## refill the generated tables of README.md and docs/
 	$(BIN)/python docs/generate.py
