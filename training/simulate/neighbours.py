@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import galsim
 import numpy as np
 import numpy.typing as npt
 
-from training.simulate.canvas import Canvas
+from training.simulate.profiles import PARAMETERS, sersic
 
 __all__ = ["Neighbours", "Pool", "draw_neighbours", "paint"]
 
@@ -25,7 +26,7 @@ FAINTEST, BRIGHTEST = 23.5, 14.0  # r magnitudes
 _GALAXY_COUNT_23, _GALAXY_SLOPE = 10.0**4.55, 0.34  # per square degree brighter than r = 23
 _STAR_COUNT_22, _STAR_SLOPE = 10.0**3.6, 0.13
 _GALAXY_BRIGHTEST = 17.0
-SMALL, LARGE = 64, 192  # canvas sizes in pixels
+_SMALL = 48  # pixels: the box that a faint source is drawn in
 
 
 @dataclass(frozen=True)
@@ -98,23 +99,27 @@ def draw_neighbours(pool: Pool, half_width: float, rng: np.random.Generator) -> 
     )[clear]
 
 
-def paint(pixels: Array, sources: Neighbours, canvases: dict[int, Canvas], psfs: dict[int, Array]) -> None:
-    """Add the sources' light to `pixels` (3, S, S) in place; bright ones on the large canvas, which holds their wings.
+def paint(pixels: Array, sources: Neighbours, psfs: list[galsim.GSObject], scale: float) -> None:
+    """Add the sources' light to `pixels` (3, S, S; `scale` arcsec each) in place.
 
-    canvases, psfs: canvas and PSF transforms (3, ...) by size, SMALL and LARGE.
+    Faint sources are drawn in a small box; bright and wide ones over the whole image, for their wings.
     """
-    stamp = pixels.shape[-1]
-    scale = canvases[SMALL].scale
+    images = [galsim.Image(band, scale=scale) for band in pixels]
+    whole = images[0].bounds
     for i in range(len(sources.x)):
-        size = LARGE if sources.flux[i, 1] > 100.0 or sources.radius[i] > 2.0 else SMALL
-        canvas = canvases[size]
-        # Whole pixels by placing the small canvas, the remainder by a phase.
-        column, row = (round(float(v) / scale) for v in (sources.x[i], sources.y[i]))
-        light = canvas.phase(sources.x[i] - column * scale, sources.y[i] - row * scale)
+        place = whole.true_center + galsim.PositionD(sources.x[i], sources.y[i]) / scale
+        bright = sources.flux[i, 1] > 100.0 or sources.radius[i] > 2.0
+        box = whole if bright else whole & _box(place)
+        if not box.isDefined():
+            continue
+        galaxy = None
         if sources.radius[i] > 0.0:
-            light = light * canvas.sersic(sources.index[i], sources.radius[i], sources.axis_ratio[i], sources.pa_deg[i])
-        drawn = canvas.image(light * psfs[size] * sources.flux[i].astype(np.float32)[:, None, None])
-        x0, y0 = (stamp - size) // 2 + column, (stamp - size) // 2 + row
-        xs, ys = slice(max(x0, 0), min(x0 + size, stamp)), slice(max(y0, 0), min(y0 + size, stamp))
-        if xs.start < xs.stop and ys.start < ys.stop:
-            pixels[:, ys, xs] += drawn[:, ys.start - y0 : ys.stop - y0, xs.start - x0 : xs.stop - x0]
+            galaxy = sersic(sources.index[i], sources.radius[i], sources.axis_ratio[i], sources.pa_deg[i])
+        for image, psf, flux in zip(images, psfs, sources.flux[i], strict=True):
+            seen = psf if galaxy is None else galsim.Convolve(psf, galaxy, gsparams=PARAMETERS)
+            seen.withFlux(float(flux)).drawImage(image[box], center=place, add_to_image=True)
+
+
+def _box(place: galsim.PositionD) -> galsim.BoundsI:
+    middle = place.round()
+    return galsim.BoundsI(middle.x, middle.x, middle.y, middle.y).withBorder(_SMALL // 2)

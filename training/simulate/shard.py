@@ -14,7 +14,6 @@ import numpy.typing as npt
 from scipy.special import gammainc, gammaincinv
 
 from training.simulate import imaging, neighbours, spectrograph
-from training.simulate.canvas import Canvas
 from training.simulate.extinction import draw_ebv
 from training.simulate.footprint import photometric_system, positions_in_pixel
 from training.simulate.mmu import round_to_noise
@@ -128,16 +127,13 @@ def _images(
         22.5 - 2.5 * np.log10(total[:, 1]), colours, population.axis_ratio, population.bulge_fraction
     )
     scale = imaging.PIXEL_SCALE
-    canvases = {s: Canvas(s, scale) for s in (neighbours.SMALL, neighbours.LARGE)}
-    large, margin = canvases[neighbours.LARGE], (neighbours.LARGE - size) // 2
     pixels, mask = np.empty((n, 3, size, size), np.float32), np.empty((n, 3, size, size), bool)
     for row in range(n):
-        psfs = {s: imaging.band_psfs(canvas, conditions, row) for s, canvas in canvases.items()}
+        psfs = imaging.band_psfs(conditions, row)
         shape = imaging.draw_shape(population, row, disk[row], rng)
-        light = imaging.target_light(large, shape, flux[row], psfs[neighbours.LARGE], rng)
-        light = light[:, margin : margin + size, margin : margin + size].copy()
+        light = imaging.target_light(shape, flux[row], psfs, rng)
         others = neighbours.draw_neighbours(pool, (size / 2 + 8) * scale, rng)
-        neighbours.paint(light, others, canvases, psfs)
+        neighbours.paint(light, others, psfs, scale)
         pixels[row], mask[row] = imaging.add_noise(light, conditions, row, rng)
     return {
         "image_array": round_to_noise(pixels, conditions.sky_sigma[:, :, None, None].astype(np.float32)),

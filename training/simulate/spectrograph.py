@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import galsim
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
@@ -19,7 +20,7 @@ from scipy.special import ndtr
 
 from training.simulate import sky
 from training.simulate.extinction import transmission
-from training.simulate.profiles import enclosed_flux, moffat, sersic
+from training.simulate.profiles import PARAMETERS, fibre_flux, moffat, sersic
 
 __all__ = [
     "WAVE",
@@ -37,6 +38,7 @@ Array = npt.NDArray[np.float32]
 
 WAVE: FloatArray = 3600.0 + 0.8 * np.arange(7781, dtype=np.float64)
 STEP = 0.8
+_BETA = 3.0  # of the Moffat seeing at the fibres
 FIBRE_RADIUS = 0.75  # arcsec; 107 um at 70 um/arcsec (DESI Collaboration 2022, AJ 164, 207)
 
 # Median effective exposure (s), its scatter (dex), and the share of deep (four times) observations. Bright time:
@@ -134,20 +136,21 @@ def fibre_fractions(
 ) -> FloatArray:
     """Light in the fibre over that of a point source, (N, 3), of bulge, disk and knots.
 
-    radii (N, 2): major-axis half-light radii of bulge and disk, arcsec; axis_ratios (N, 2); bulge_index (N,), rounded
-    to 0.5. Ellipses enter by their circular radius sqrt(ab); knots follow the disk, 15 % wider.
+    radii (N, 2): major-axis half-light radii of bulge and disk, arcsec; axis_ratios (N, 2); bulge_index (N,); knots
+    follow the disk, 15 % wider.
     """
-    psf = moffat(3.0)
-    point = enclosed_flux(sersic(1.0), np.full(len(seeing), 1e-3), psf, seeing, FIBRE_RADIUS)
-    circular = radii * np.sqrt(axis_ratios)
     fractions = np.empty((len(seeing), 3))
-    rounded = np.maximum(np.round(2 * bulge_index) / 2, 0.5)
-    for index in np.unique(rounded):
-        rows = rounded == index
-        fractions[rows, 0] = enclosed_flux(sersic(float(index)), circular[rows, 0], psf, seeing[rows], FIBRE_RADIUS)
-    fractions[:, 1] = enclosed_flux(sersic(1.0), circular[:, 1], psf, seeing, FIBRE_RADIUS)
-    fractions[:, 2] = enclosed_flux(sersic(1.0), 1.15 * circular[:, 1], psf, seeing, FIBRE_RADIUS)
-    return fractions / point[:, None]
+    for row, fwhm in enumerate(seeing):
+        psf = moffat(float(fwhm), _BETA)
+        (bulge, disk), (bulge_ratio, disk_ratio) = radii[row], axis_ratios[row]
+        parts = (
+            sersic(bulge_index[row], bulge, bulge_ratio),
+            sersic(1.0, disk, disk_ratio),
+            sersic(1.0, 1.15 * disk, disk_ratio),
+        )
+        held = [fibre_flux(galsim.Convolve(psf, part, gsparams=PARAMETERS), FIBRE_RADIUS) for part in parts]
+        fractions[row] = np.array(held) / fibre_flux(psf, FIBRE_RADIUS)
+    return fractions
 
 
 def _electrons() -> FloatArray:
