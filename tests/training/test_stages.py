@@ -90,7 +90,9 @@ def test_training_arrays_equal_what_serving_sees(survey):
 def test_the_three_stages_make_a_model_that_serves(survey, tmp_path, rng):
     spectrum = train_spectrum(SpectrumSettings(**_common(survey, tmp_path / "s")), progress=False)
     image = train_image(ImageSettings(**_common(survey, tmp_path / "i", half=True), queue=16), progress=False)
-    settings = AlignSettings(**_common(survey, tmp_path / "a", half=True), image_init=str(image), spectrum_init=str(spectrum))
+    settings = AlignSettings(
+        **_common(survey, tmp_path / "a", half=True), image_init=str(image), spectrum_init=str(spectrum)
+    )
     model_dir = train_align(settings, progress=False)
     embedder = Embedder.from_pretrained(model_dir)
     assert embedder.embed([make_spectrum(rng)]).shape == (1, 16)
