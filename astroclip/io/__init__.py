@@ -12,11 +12,12 @@ All refusals are `InputError`, `MediaTypeError` or `LimitError`; nothing else es
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from astroclip.errors import AstroClipError
-from astroclip.io.fits import parse_fits
+from astroclip.io.fits import Hdu, parse_fits
 from astroclip.io.fits_images import has_images, images_from_fits
 from astroclip.io.fits_spectra import has_spectra, spectra_from_fits
 from astroclip.io.formats import FORMATS, MEDIA_TYPES, plain_bytes, sniff
@@ -26,7 +27,7 @@ from astroclip.io.pictures import image_from_picture
 from astroclip.io.refusal import refusal
 from astroclip.io.text import spectrum_from_text
 from astroclip.limits import DEFAULT_LIMITS, ReaderLimits
-from astroclip.types import Image, Modality, Spectrum
+from astroclip.types import Flag, Image, Modality, Spectrum
 
 __all__ = [
     "FORMATS",
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+Item = TypeVar("Item", Image, Spectrum)
 
 
 def read_images(
@@ -90,7 +92,8 @@ def _images(
 ) -> list[Image]:
     fmt, content = plain_bytes(data, media_type, name, limits)
     if fmt == "fits":
-        return images_from_fits(parse_fits(content, limits), options, limits)
+        hdus = parse_fits(content, limits)
+        return _noted(images_from_fits(hdus, options, limits), hdus)
     if fmt == "npy":
         return images_from_npy(content, options, limits)
     if fmt == "csv":
@@ -108,7 +111,8 @@ def _spectra(
 ) -> list[Spectrum]:
     fmt, content = plain_bytes(data, media_type, name, limits)
     if fmt == "fits":
-        return spectra_from_fits(parse_fits(content, limits), options, limits)
+        hdus = parse_fits(content, limits)
+        return _noted(spectra_from_fits(hdus, options, limits), hdus)
     if fmt == "npy":
         return [spectrum_from_npy(content, options, limits)]
     if fmt == "csv":
@@ -138,6 +142,16 @@ def _modality(data: bytes, media_type: str | None, name: str | None, limits: Rea
     if fmt == "npy":
         return "spectrum" if is_spectrum_shape(load_npy(content).shape) else "image"
     return "spectrum" if fmt == "csv" else "image"
+
+
+def _noted(items: list[Item], hdus: Sequence[Hdu]) -> list[Item]:
+    """`items` flagged with what astropy warned of in their file; it read the file all the same."""
+    notes = hdus[0].notes
+    if not notes:
+        return items
+    first = notes[0] if len(notes) == 1 else f"{notes[0]} (and {len(notes) - 1} more)"
+    flag = Flag("nonstandard_fits", f"The file departs from the FITS standard: {first}")
+    return [replace(item, quality=item.quality.with_flags(flag)) for item in items]
 
 
 def _guarded(read: Callable[[], T]) -> T:

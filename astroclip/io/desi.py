@@ -100,7 +100,7 @@ def _desi_identities(fibermap: Hdu | None, count: int) -> list[dict[str, Any]]:
     """object_id, ra, dec, flags for each row; empty where the FIBERMAP is absent or of another length."""
     if fibermap is None or fibermap.kind != "table" or fibermap.shape[0] != count:
         return [{"object_id": None} for _ in range(count)]
-    names = fibermap.columns()
+    names = fibermap.columns
     ids = fibermap.read("targetid") if "targetid" in names else None
     position = {key: fibermap.read(column) if (column := role_of(names, key)) else None for key in ("ra", "dec")}
     kinds = fibermap.read("objtype") if "objtype" in names else None

@@ -1,149 +1,203 @@
-"""A small, bounded FITS reader: headers, image arrays, fixed-width binary tables, over bytes in memory.
+"""FITS from strangers: a bounded scan of the headers, then astropy reads what the scan let through.
 
-Written for uploads from strangers. It walks the 2880-byte blocks once, checks every count against
-`ReaderLimits` before anything is allocated, never seeks outside the bytes it was given, follows no pointer
-(no variable-length columns, no tile-compressed images) and evaluates nothing. Arrays are views of the input
-until a caller converts them. astropy is the reference it is tested against, and is not needed to run it.
+`scan_fits` walks the 2880-byte blocks once and checks every count against `ReaderLimits` before anything is
+allocated, and the announced sizes against the bytes present. Only then does `parse_fits` hand the bytes to
+`astropy.io.fits`, which must find the very HDUs that were scanned. No pointer is followed: variable-length
+columns, tile-compressed images and random groups are refused; other kinds of extension (ASCII tables) are
+listed and never read. astropy is imported at the first file, not with this module.
 
 FITS Standard 4.0 (Pence et al. 2010, A&A 524, A42; IAU FITS WG 2018): section numbers in comments.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from astroclip.errors import InputError
+from astroclip.errors import AstroClipError, InputError
 from astroclip.io.refusal import over_limit, refusal
 from astroclip.limits import DEFAULT_LIMITS, ReaderLimits
 
-__all__ = ["Hdu", "Header", "parse_fits"]
+__all__ = ["Hdu", "Header", "parse_fits", "scan_fits"]
 
 BLOCK = 2880
 CARD = 80
-Header = Mapping[str, Any]
-
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([EeDd][+-]?\d+)?$")
-_TFORM = re.compile(r"(\d*)([LXBIJKAEDCMPQ])")
-_DTYPES = {"L": "i1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8"}
-_WIDTHS = {"L": 1, "B": 1, "I": 2, "J": 4, "K": 8, "E": 4, "D": 8, "A": 1, "C": 8, "M": 16, "P": 8, "Q": 16}
-_BITPIX = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
+END = b"END".ljust(CARD)
+_BITPIX = (8, 16, 32, 64, -32, -64)
+_TFORM = re.compile(r"\s*\d*([LXBIJKAEDCMPQ])")
+_LOCK = threading.Lock()  # `warnings.catch_warnings` changes the state of the whole process
 
 
 def damaged(what: str, mend: str = "Download or write the file again.", code: str = "damaged_fits") -> InputError:
     return refusal(code, found=f"a FITS file {what}", wanted="a complete, standard FITS file", mend=mend)
 
 
-@dataclass(frozen=True)
-class Column:
-    """One column of a binary table: `offset` and `repeat` in its row, `code` a TFORM letter."""
+@contextmanager
+def _astropy(notes: list[str]) -> Iterator[None]:
+    """Run astropy on untrusted bytes: its warnings are added to `notes`, its exceptions become InputError."""
+    with _LOCK, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        except (AstroClipError, MemoryError):
+            raise
+        except Exception as error:  # damaged bytes make astropy raise whatever they touch first
+            reason = " ".join(str(error).split())[:120]
+            raise damaged(f"that astropy does not read ({type(error).__name__}: {reason})") from error
+        finally:
+            ours = [w for w in caught if w.category.__module__.startswith("astropy")]
+            notes.extend(" ".join(str(w.message).split())[:200] for w in ours)
 
-    name: str
-    code: str
-    repeat: int
-    offset: int
-    number: int
+
+class Header(Mapping[str, Any]):
+    """Values by keyword, each parsed when asked for (the first of repeated cards; None where a card is blank)."""
+
+    def __init__(self, cards: Any, notes: list[str]) -> None:
+        self._cards, self._notes = cards, notes
+        self._parsed: dict[str, Any] = {}
+
+    def __getitem__(self, key: str) -> Any:
+        from astropy.io.fits.card import Undefined
+
+        if key not in self._parsed:
+            if key not in self._cards:
+                raise KeyError(key)
+            with _astropy(self._notes):
+                value = self._cards[key]
+            self._parsed[key] = None if isinstance(value, Undefined) else value
+        return self._parsed[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(self._cards))
+
+    def __len__(self) -> int:
+        return len(dict.fromkeys(self._cards))
+
+    @property
+    def comments(self) -> str:
+        """The text of all COMMENT, HISTORY and blank cards."""
+        with _astropy(self._notes):
+            return "\n".join(str(line) for key in ("COMMENT", "HISTORY", "") for line in self._cards.get(key, ()))
 
 
 @dataclass(frozen=True)
 class Hdu:
-    """One header-data unit. `shape` in numpy order; `kind` is "image", "table" or "other"."""
+    """One header-data unit. `shape` in numpy order; `kind` is "image", "table" or "other".
+
+    start, data_start, span: bytes of the header, of the data, and of the data with padding.
+    notes:                   what astropy warned of while reading this file (one list for all its HDUs).
+    """
 
     index: int
     kind: str
     header: Header
     shape: tuple[int, ...]
-    data: memoryview
-    comments: str = ""
+    start: int
+    data_start: int
+    span: int
+    notes: list[str]
+    hdu: Any = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
-        return str(self.header.get("EXTNAME", "")).strip().upper()
+        return str(self.header.get("EXTNAME") or "").strip().upper()
 
     def image(self) -> npt.NDArray[Any]:
         """The array, native byte order, BSCALE/BZERO applied, BLANK as NaN (4.4.2.5, 5.3)."""
         if self.kind != "image" or not self.shape:
             raise damaged(f"whose HDU {self.index} ({self.name or 'PRIMARY'}) holds no image")
-        raw = np.frombuffer(self.data, dtype=_BITPIX[self.header["BITPIX"]]).reshape(self.shape)
-        scale, zero = self.header.get("BSCALE", 1), self.header.get("BZERO", 0)
-        return _scaled(raw, scale, zero, self.header.get("BLANK"), f"HDU {self.index}")
+        with _astropy(self.notes):
+            array = self.hdu.data
+            return _native(np.asarray(array).reshape(self.shape))
 
-    def columns(self) -> dict[str, Column]:
-        """Columns by lower-case name; variable-length and complex ones are present but refuse to be read."""
-        found: dict[str, Column] = {}
-        offset = 0
-        for i in range(1, int(self.header.get("TFIELDS", 0)) + 1):
-            match = _TFORM.match(str(self.header.get(f"TFORM{i}", "")).strip())
-            if match is None:
-                raise damaged(f"whose table column {i} has no valid TFORM")
-            repeat, code = int(match[1] or 1), match[2]
-            name = str(self.header.get(f"TTYPE{i}", f"col{i}")).strip().lower()
-            found.setdefault(name, Column(name, code, repeat, offset, i))
-            offset += (repeat + 7) // 8 if code == "X" else repeat * _WIDTHS[code]
-        if self.kind == "table" and offset > self.shape[1]:
-            raise damaged(f"whose table columns need {offset} bytes a row, but NAXIS1 is {self.shape[1]}")
+    @cached_property
+    def columns(self) -> dict[str, int]:
+        """Numbers (from 1) of the columns by lower-case name; the first of a repeated name."""
+        found: dict[str, int] = {}
+        for i in range(1, int(self.header.get("TFIELDS") or 0) + 1):
+            found.setdefault(str(self.header.get(f"TTYPE{i}", f"col{i}")).strip().lower(), i)
         return found
 
     def read(self, name: str, row: int | None = None) -> npt.NDArray[Any]:
-        """Column `name`: (rows,) or (rows, repeat), or without the first axis for one `row`; strings as
-        `str` arrays."""
-        column = self.columns()[name]
-        if column.code in "PQXCM":
-            raise refusal(
-                "unsupported_column",
-                found=f"column {name.upper()} of TFORM type {column.code}",
-                wanted="fixed-width numeric or text columns",
-                mend="Write the table with fixed-length columns.",
-                field=name,
-            )
-        rows, width = self.shape
-        table = np.frombuffer(self.data, dtype="u1", count=rows * width).reshape(rows, width)
-        size = column.repeat * _WIDTHS[column.code]
-        cells = table[slice(row, None if row is None else row + 1), column.offset : column.offset + size]
-        cells = np.ascontiguousarray(cells)
-        if column.code == "A":
-            text = [bytes(c).split(b"\0")[0].decode("ascii", "replace").strip() for c in cells]
-            out: npt.NDArray[Any] = np.array(text, dtype=str)
-        else:
-            i = column.number
-            raw = cells.view(_DTYPES[column.code]).reshape(len(cells), column.repeat)
-            if column.code != "L":
-                scale, zero = self.header.get(f"TSCAL{i}", 1), self.header.get(f"TZERO{i}", 0)
-                raw = _scaled(raw, scale, zero, self.header.get(f"TNULL{i}"), f"column {name}")
-            else:
-                raw = raw == ord("T")
-            out = raw[:, 0] if column.repeat == 1 else raw
-        return out if row is None else out[0]
+        """Column `name`: (rows,) or (rows, repeat), or without the first axis for one `row`; strings as `str`
+        arrays, nulls (TNULL) of integers as NaN, TSCAL/TZERO applied."""
+        number = self.columns[name]
+        form = str(self.header.get(f"TFORM{number}"))
+        match = _TFORM.match(form)
+        if match is None or match[1] in "XCM":  # bits would grow eightfold in memory; nothing we read is complex
+            raise _unsupported_column(name, form)
+        with _astropy(self.notes):
+            needed = self.hdu.columns.dtype.itemsize
+            if needed != self.shape[1]:
+                raise damaged(f"whose table columns need {needed} bytes a row, but NAXIS1 is {self.shape[1]}")
+            table = self.hdu.data
+            values = np.asarray(table.field(number - 1))
+            raw = np.asarray(table)[table.dtype.names[number - 1]]
+        if values.dtype.kind == "S":
+            # NUL ends a string (7.3.3.1); bytes beyond ASCII are no reason to refuse the table.
+            text = [bytes(v).split(b"\0")[0].decode("ascii", "replace").strip() for v in values.ravel()]
+            values = np.array(text, dtype=str).reshape(values.shape)
+        values = _native(values)
+        null = self.header.get(f"TNULL{number}")
+        if raw.dtype.kind in "iu" and isinstance(null, int) and (raw == null).any():
+            values = np.where(raw == null, np.nan, values)
+        rows = len(values)
+        values = values.reshape(rows, -1) if values.ndim > 1 and rows else values
+        out = values[:, 0] if values.ndim > 1 and values.shape[1] == 1 else values
+        return out if row is None else out[row]
 
 
-def _scaled(raw: npt.NDArray[Any], scale: Any, zero: Any, blank: Any, where: str) -> npt.NDArray[Any]:
-    native = raw.astype(raw.dtype.newbyteorder("="), copy=False)
-    if not all(isinstance(v, (int, float)) and np.isfinite(v) for v in (scale, zero)):
-        raise damaged(f"whose scaling of {where} is not numeric")
-    if native.dtype.kind == "f":
-        return native if (scale, zero) == (1, 0) else native * scale + zero
-    blanks = native == blank if isinstance(blank, int) else None
-    if (scale, zero) != (1, 0):
-        as_integer = scale == 1 and isinstance(zero, int) or float(zero).is_integer() and scale == 1
-        native = native.astype("i8") + int(zero) if as_integer and abs(zero) < 2**31 else native * float(scale) + zero
-    if blanks is not None and blanks.any():
-        native = np.where(blanks, np.nan, native)
-    return native
+def _native(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def parse_fits(data: bytes, limits: ReaderLimits = DEFAULT_LIMITS) -> list[Hdu]:
-    """All HDUs of a file, primary first; data stay where they are until asked for.
+    """All HDUs of a file, primary first; arrays are read when asked for.
 
-    Raises InputError (`truncated_fits`, `damaged_fits`, `bad_axes`, `compressed_fits`) and LimitError.
+    Raises InputError (`truncated_fits`, `damaged_fits`, `bad_axes`, `compressed_fits`, `unsupported_column`,
+    `random_groups`) and LimitError.
     """
+    from astropy.io import fits
+
+    hdus = scan_fits(data, limits)
+    end = hdus[-1].data_start + hdus[-1].span
+    whole = data[:end].ljust(end, b"\0")  # without filler behind the last HDU; with padding some writers leave out
+    opened: list[Hdu] = []
+    with _astropy(hdus[0].notes):
+        found = fits.open(
+            BytesIO(whole),
+            memmap=False,
+            lazy_load_hdus=False,
+            disable_image_compression=True,
+            ignore_missing_simple=False,
+            ignore_missing_end=False,
+            character_as_bytes=True,  # decoding is ours: bytes beyond ASCII must not fail the file
+        )
+        for mine, theirs in zip(hdus, found, strict=True):
+            place = theirs.fileinfo()
+            if (place["hdrLoc"], place["datLoc"], place["datSpan"]) != (mine.start, mine.data_start, mine.span):
+                raise damaged(f"whose HDU {mine.index} can be read in two ways")
+            opened.append(replace(mine, hdu=theirs))
+    return opened
+
+
+def scan_fits(data: bytes, limits: ReaderLimits = DEFAULT_LIMITS) -> list[Hdu]:
+    """The HDUs by their headers alone, every count checked; nothing of the data is touched. Errors of
+    `parse_fits`."""
     hdus: list[Hdu] = []
+    notes: list[str] = []
     offset, cards = 0, 0
-    view = memoryview(data)
     while offset < len(data) and not (hdus and _is_padding(data, offset)):
         if len(hdus) >= limits.max_hdus:
             raise over_limit(
@@ -154,7 +208,7 @@ def parse_fits(data: bytes, limits: ReaderLimits = DEFAULT_LIMITS) -> list[Hdu]:
                 unit="HDUs",
                 mend="Keep only the extensions that hold the object.",
             )
-        header, comments, start, used = _parse_header(data, offset, limits.max_header_cards - cards, limits)
+        header, start, used = _scan_header(data, offset, cards, notes, limits)
         cards += used
         kind, shape, size = _layout(header, len(hdus), limits)
         if start + size > len(data):
@@ -163,8 +217,11 @@ def parse_fits(data: bytes, limits: ReaderLimits = DEFAULT_LIMITS) -> list[Hdu]:
                 f"that ends {missing:,} bytes early (HDU {len(hdus)} announces {size:,} bytes of data)",
                 code="truncated_fits",
             )
-        hdus.append(Hdu(len(hdus), kind, header, shape, view[start : start + size], comments))
-        offset = start + -(-size // BLOCK) * BLOCK
+        span = -(-size // BLOCK) * BLOCK
+        hdus.append(Hdu(len(hdus), kind, header, shape, offset, start, span, notes))
+        offset = start + span
+    if not hdus:
+        raise damaged("of no bytes", code="truncated_fits")
     return hdus
 
 
@@ -174,63 +231,42 @@ def _is_padding(data: bytes, offset: int) -> bool:
     return not data[offset : offset + BLOCK].strip(b"\0 ")
 
 
-def _parse_header(data: bytes, offset: int, budget: int, limits: ReaderLimits) -> tuple[dict[str, Any], str, int, int]:
-    """(keywords, COMMENT/HISTORY text, offset of the data, cards read); first of repeated keywords wins."""
-    header: dict[str, Any] = {}
-    comments: list[str] = []
-    key = ""
+def _scan_header(
+    data: bytes, offset: int, cards: int, notes: list[str], limits: ReaderLimits
+) -> tuple[Header, int, int]:
+    """(keywords, offset of the data, cards read) of the header at `offset`, after `cards` cards so far."""
+    from astropy.io import fits
+
+    first = data[offset : offset + 9]
+    wanted = b"XTENSION=" if offset else b"SIMPLE  ="
+    if len(first) == len(wanted) and first != wanted:
+        raise damaged(f"with a header at byte {offset:,} that does not start with {wanted[:8].decode().strip()}")
     used = 0
     while True:
         card = data[offset + used * CARD : offset + (used + 1) * CARD]
         if len(card) < CARD:
             raise damaged("whose header has no END card", code="truncated_fits")
         used += 1
-        if used > budget:
+        if cards + used > limits.max_header_cards:
             raise over_limit(
                 "header_too_long",
                 what="FITS headers",
-                found=limits.max_header_cards - budget + used,
+                found=cards + used,
                 limit=limits.max_header_cards,
                 unit="cards",
                 mend="Remove history or unused extensions.",
             )
-        text = card.decode("latin-1")
-        word = text[:8].rstrip()
-        if word == "END" and not text[3:].strip():
+        if card == END:
             break
-        if word in ("COMMENT", "HISTORY", ""):
-            comments.append(text[8:].strip())
-        elif word == "CONTINUE" and isinstance(header.get(key), str) and header[key].endswith("&"):
-            header[key] = header[key][:-1] + str(_value(text[8:]) or "")  # 4.2.1.2, long strings
-        elif text[8:10] == "= " and word not in header:
-            key = word
-            header[key] = _value(text[10:])
     end = offset + -(-used * CARD // BLOCK) * BLOCK
-    return header, "\n".join(comments), end, used
-
-
-def _value(text: str) -> Any:
-    """Value of a card (4.2): str, bool, int, float or None."""
-    text = text.strip()
-    if text.startswith("'"):
-        match = re.match(r"'((?:[^']|'')*)'", text)
-        return match[1].replace("''", "'").rstrip() if match else text[1:].rstrip()
-    text = text.split("/")[0].strip()
-    if text in ("T", "F"):
-        return text == "T"
-    if not _NUMBER.match(text):
-        return text or None
-    if text.lstrip("+-").isdigit():
-        return int(text)
-    return float(text.upper().replace("D", "E"))
+    with _astropy(notes):
+        return Header(fits.Header.fromstring(data[offset : offset + used * CARD]), notes), end, used
 
 
 def _layout(header: Header, index: int, limits: ReaderLimits) -> tuple[str, tuple[int, ...], int]:
     """(kind, shape, bytes of data) from the mandatory keywords (4.4.1), all checked."""
     if index == 0 and header.get("SIMPLE") is not True:
         raise damaged("whose first card is not SIMPLE = T")
-    if index > 0 and not isinstance(header.get("XTENSION"), str):
-        raise damaged(f"whose HDU {index} does not start with XTENSION")
     bitpix, naxis = header.get("BITPIX"), header.get("NAXIS")
     if type(bitpix) is not int or bitpix not in _BITPIX:
         raise damaged(f"with BITPIX {bitpix!r}")
@@ -246,21 +282,24 @@ def _layout(header: Header, index: int, limits: ReaderLimits) -> tuple[str, tupl
     axes: list[Any] = [header.get(f"NAXIS{i + 1}") for i in range(naxis)]
     if any(type(n) is not int or n < 0 for n in axes):
         raise damaged(f"with axis lengths {axes}")
+    if header.get("GROUPS") is True and axes[:1] == [0]:
+        raise refusal(
+            "random_groups",
+            found="a file of random groups (radio visibilities)",
+            wanted="an image or a table",
+            mend="Image the visibilities first.",
+        )
     parameters, groups = header.get("PCOUNT", 0), header.get("GCOUNT", 1)
-    if type(parameters) is not int or parameters < 0 or groups != 1:
+    if type(parameters) is not int or parameters < 0 or type(groups) is not int or groups != 1:
         raise damaged(f"with PCOUNT {parameters!r} and GCOUNT {groups!r}")
-    count = 1
-    for n in axes:
-        count *= n  # Python integers: no overflow, whatever the header claims
+    count = math.prod(axes)  # Python integers: no overflow, whatever the header claims
     size = (abs(bitpix) // 8) * (count + parameters) if axes else 0
     shape = tuple(reversed(axes)) if axes and count else ()
     extension = str(header.get("XTENSION", "IMAGE")).strip()
-    if extension in ("IMAGE", "IUEIMAGE"):
-        return "image", shape, size
     if extension == "BINTABLE":
         _check_table(header, index, axes, bitpix, limits)
         return "table", tuple(reversed(axes)), size
-    return "other", shape, size
+    return ("image" if extension == "IMAGE" else "other"), shape, size
 
 
 def _check_table(header: Header, index: int, axes: list[Any], bitpix: int, limits: ReaderLimits) -> None:
@@ -283,3 +322,20 @@ def _check_table(header: Header, index: int, axes: list[Any], bitpix: int, limit
             wanted="plain FITS or .fits.gz",
             mend="Unpack it with funpack.",
         )
+    for i in range(1, fields + 1):
+        form = header.get(f"TFORM{i}")
+        match = _TFORM.match(form) if isinstance(form, str) else None
+        if match is None:
+            raise damaged(f"whose table column {i} has no valid TFORM")
+        if match[1] in "PQ":
+            raise _unsupported_column(str(header.get(f"TTYPE{i}", f"col{i}")), str(form))
+
+
+def _unsupported_column(name: str, form: str) -> InputError:
+    return refusal(
+        "unsupported_column",
+        found=f"column {name.strip().upper()} of TFORM {form.strip()}",
+        wanted="fixed-width numeric or text columns",
+        mend="Write the table with fixed-length columns.",
+        field=name.strip().lower(),
+    )

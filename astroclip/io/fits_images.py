@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from astroclip.io.fits import Hdu, Header
+from astroclip.io.fits import Hdu
 from astroclip.io.image import (
     DEFAULT_BANDS,
     LEGACY_SCALE_ARCSEC,
@@ -25,13 +26,21 @@ from astroclip.io.units import image_factor
 from astroclip.limits import ReaderLimits
 from astroclip.types import Flag, Image
 
+if TYPE_CHECKING:
+    from astropy.wcs import WCS
+
 __all__ = ["has_images", "images_from_fits"]
 
 Array = npt.NDArray[Any]
+Header = Mapping[str, Any]
 _LEGACY = re.compile(r"^(decals|legacysurvey|mzls|bass|des\b|decaps|ls)", re.IGNORECASE)
 _IVAR = re.compile(r"(invvar|ivar|weight|wht)", re.IGNORECASE)
 _MASK = re.compile(r"(mask|dq|flag)", re.IGNORECASE)
 _OTHER = re.compile(r"(psf|model|resid|blob|chi2|depth|nexp|sigma|error|unc)", re.IGNORECASE)
+_WCS_TEXTS = ("CTYPE1", "CTYPE2", "CUNIT1", "CUNIT2")
+_WCS_NUMBERS = tuple(
+    f"{key}{axis}" for key in ("CRVAL", "CRPIX", "CDELT", "CROTA", "CD1_", "CD2_", "PC1_", "PC2_") for axis in (1, 2)
+)
 NATIVE_TOLERANCE = 0.005  # fractional; cutouts at 0.262 or 0.2624 are native
 
 
@@ -67,11 +76,12 @@ def images_from_fits(hdus: Sequence[Hdu], options: ImageOptions, limits: ReaderL
     images = [p for p in planes if p.role == "image"] or planes[:1]
     flags: list[Flag] = []
     cube, bands = _stack(images, options, flags)
-    header = {**hdus[0].header, **images[0].header}
-    scale = _scale(header, options, flags)
+    header: Header = ChainMap(images[0].header, hdus[0].header)  # type: ignore[arg-type]  # it is only read
+    wcs = _sky(header)
+    scale = _scale(header, wcs, options, flags)
     bad = _bad_pixels(planes, cube, bands)
     factor = _factor(header, scale, flags)
-    ra, dec = _centre(header, cube.shape[1:])
+    ra, dec = _centre(header, wcs, cube.shape[1:])
     name = header.get("OBJECT")
     raw = RawImage(
         _times(cube, factor),
@@ -240,24 +250,22 @@ def _number(header: Header, key: str) -> float | None:
     )
 
 
-def _scale(header: Header, options: ImageOptions, flags: list[Flag]) -> float:
+def _scale(header: Header, wcs: WCS | None, options: ImageOptions, flags: list[Flag]) -> float:
     """Pixel side in arcsec: the option, CD, CDELT, PIXSCALE, else 0.262 with a flag."""
     if options.pixel_scale_arcsec is not None:
         return options.pixel_scale_arcsec
-    matrix = _cd_matrix(header)
-    if matrix is not None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            sides = np.hypot(matrix[0], matrix[1]) * 3600.0  # of a column of the matrix: one step in x, one in y
-            area = abs(float(np.linalg.det(matrix))) * 3600.0**2
-        if area > 0:
-            if max(sides) > 1.02 * min(sides):
-                flags.append(
-                    Flag(
-                        "non_square_pixels",
-                        f"Pixels of {sides[0]:.3f} x {sides[1]:.3f} arcsec were taken as square.",
-                    )
+    if wcs is not None:
+        from astropy.wcs.utils import proj_plane_pixel_area, proj_plane_pixel_scales
+
+        sides, area = proj_plane_pixel_scales(wcs) * 3600.0, float(proj_plane_pixel_area(wcs)) * 3600.0**2
+        if max(sides) > 1.02 * min(sides):
+            flags.append(
+                Flag(
+                    "non_square_pixels",
+                    f"Pixels of {sides[0]:.3f} x {sides[1]:.3f} arcsec were taken as square.",
                 )
-            return float(np.sqrt(area))
+            )
+        return float(np.sqrt(area))
     for key in ("PIXSCALE", "PIXSCAL1", "SECPIX"):
         value = _number(header, key)
         if value:
@@ -268,22 +276,30 @@ def _scale(header: Header, options: ImageOptions, flags: list[Flag]) -> float:
     return LEGACY_SCALE_ARCSEC
 
 
-def _cd_matrix(header: Header) -> Array | None:
-    """CD in degrees a pixel (Greisen & Calabretta 2002, A&A 395, 1061): CDi_j, else PCi_j times CDELTi."""
-    to_deg = {"arcsec": 1 / 3600, "arcmin": 1 / 60}.get(str(header.get("CUNIT1", "deg")).strip().lower(), 1.0)
-    if any(f"CD{i}_{j}" in header for i in (1, 2) for j in (1, 2)):
-        values = [[_number(header, f"CD{i}_{j}") or 0.0 for j in (1, 2)] for i in (1, 2)]
-        return np.array(values) * to_deg
-    steps = _number(header, "CDELT1"), _number(header, "CDELT2")
-    if (
-        steps[0] is None
-        or steps[1] is None
-        or not str(header.get("CTYPE1", "RA")).upper().startswith(("RA", "GLON", "ELON"))
-    ):
+def _sky(header: Header) -> WCS | None:
+    """The celestial WCS of the image plane, or None without one; without CTYPE, TAN is meant.
+
+    Only the plain cards of the plane reach wcslib: no distortions, tables or further axes of strangers' files.
+    """
+    from astropy.io import fits
+    from astropy.wcs import WCS
+
+    cards: dict[str, Any] = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN"}
+    for key in _WCS_TEXTS:
+        if isinstance(value := header.get(key), str) and value.isascii():
+            cards[key] = value.strip().upper().removesuffix("-SIP") if key.startswith("CTYPE") else value
+    if "CUNIT1" in cards:
+        cards.setdefault("CUNIT2", cards["CUNIT1"])
+    cards |= {key: value for key in _WCS_NUMBERS if (value := _number(header, key)) is not None}
+    if not ({"CDELT1", "CDELT2"} <= cards.keys() or any(key.startswith(("CD1_", "CD2_")) for key in cards)):
         return None
-    pc = [[_number(header, f"PC{i}_{j}") for j in (1, 2)] for i in (1, 2)]
-    matrix = np.array([[float(i == j) if pc[i][j] is None else pc[i][j] for j in (0, 1)] for i in (0, 1)], dtype=float)
-    return matrix * np.array([[steps[0]], [steps[1]]]) * to_deg
+    try:
+        wcs = WCS(fits.Header(cards), naxis=2, fix=False)
+        with np.errstate(over="ignore", invalid="ignore"):
+            area = abs(np.linalg.det(wcs.pixel_scale_matrix)) if wcs.has_celestial else 0.0
+    except (ValueError, MemoryError, ArithmeticError):  # every error of wcslib is a ValueError
+        return None
+    return wcs if area > 0 and np.isfinite(area) else None
 
 
 def _factor(header: Header, scale: float, flags: list[Flag]) -> float:
@@ -315,22 +331,10 @@ def _factor(header: Header, scale: float, flags: list[Flag]) -> float:
     return factor
 
 
-def _centre(header: Header, shape: tuple[int, ...]) -> tuple[float | None, float | None]:
-    """(ra, dec) of the middle of the image, deg, by the TAN projection; (None, None) without an equatorial
-    TAN WCS.
-
-    Calabretta & Greisen (2002, A&A 395, 1077), eqs. 54-55 inverted.
-    """
-    matrix = _cd_matrix(header)
-    keys = ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2")
-    values = [_number(header, k) for k in keys]
-    kind = str(header.get("CTYPE1", "")).upper()
-    if matrix is None or any(v is None for v in values) or not (kind.startswith("RA") and "TAN" in kind):
+def _centre(header: Header, wcs: WCS | None, shape: tuple[int, ...]) -> tuple[float | None, float | None]:
+    """(ra, dec) of the middle of the image, deg; (None, None) without an equatorial WCS."""
+    stated = all(_number(header, key) is not None for key in ("CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2"))
+    if wcs is None or not stated or not str(header.get("CTYPE1", "")).upper().startswith("RA"):
         return None, None
-    ra0, dec0, x0, y0 = (float(v) for v in values if v is not None)
-    offset = np.array([(shape[1] + 1) / 2 - x0, (shape[0] + 1) / 2 - y0])
-    xi, eta = np.radians(matrix @ offset)
-    cos0, sin0 = np.cos(np.radians(dec0)), np.sin(np.radians(dec0))
-    ra = ra0 + np.degrees(np.arctan2(xi, cos0 - eta * sin0))
-    dec = np.degrees(np.arctan2(sin0 + eta * cos0, np.hypot(xi, cos0 - eta * sin0)))
+    ra, dec = wcs.wcs_pix2world((shape[1] - 1) / 2, (shape[0] - 1) / 2, 0)
     return (float(ra % 360), float(dec)) if np.isfinite(ra) and np.isfinite(dec) else (None, None)

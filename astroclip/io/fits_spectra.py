@@ -50,7 +50,7 @@ def spectra_from_fits(hdus: Sequence[Hdu], options: SpectrumOptions, limits: Rea
 
 
 def _describe(hdu: Hdu) -> str:
-    what = f"columns {', '.join(list(hdu.columns())[:6])}" if hdu.kind == "table" else f"shape {hdu.shape}"
+    what = f"columns {', '.join(list(hdu.columns)[:6])}" if hdu.kind == "table" else f"shape {hdu.shape}"
     return f"{hdu.name or 'HDU ' + str(hdu.index)} ({what})"
 
 
@@ -58,7 +58,7 @@ def _table_hdu(hdus: Sequence[Hdu]) -> Hdu | None:
     """The first table with a wavelength and a flux column."""
     for hdu in hdus:
         if hdu.kind == "table" and hdu.shape[0] > 0:
-            names = hdu.columns()
+            names = hdu.columns
             if role_of(names, "wave") and role_of(names, "flux"):
                 return hdu
     return None
@@ -66,7 +66,7 @@ def _table_hdu(hdus: Sequence[Hdu]) -> Hdu | None:
 
 def _table(hdu: Hdu, primary: Hdu, options: SpectrumOptions, limits: ReaderLimits) -> list[Spectrum]:
     """One spectrum down the rows, or one in each row's vectors (ESO, SPARCL)."""
-    names = hdu.columns()
+    names = hdu.columns
     roles = {role: role_of(names, role) for role in ("wave", "flux", "ivar", "error", "variance", "mask")}
     wave_name, flux_name = roles["wave"], roles["flux"]
     assert wave_name and flux_name  # _table_hdu found them
@@ -110,7 +110,7 @@ def _table(hdu: Hdu, primary: Hdu, options: SpectrumOptions, limits: ReaderLimit
 
 
 def _unit(hdu: Hdu, column: str) -> str | None:
-    return text_or_none(hdu.header.get(f"TUNIT{hdu.columns()[column].number}"))
+    return text_or_none(hdu.header.get(f"TUNIT{hdu.columns[column]}"))
 
 
 def _table_medium(hdu: Hdu, primary: Hdu, wave_name: str) -> Literal["air", "vacuum"] | None:
@@ -124,13 +124,13 @@ def _table_medium(hdu: Hdu, primary: Hdu, wave_name: str) -> Literal["air", "vac
         )
         if stated:
             return stated
-    i = hdu.columns()[wave_name].number
+    i = hdu.columns[wave_name]
     described = (hdu.header.get(f"TUCD{i}"), hdu.header.get(f"TCOMM{i}"), hdu.header.get(f"TUNIT{i}"))
-    return medium_of(wave_name, *(text_or_none(d) for d in described), hdu.comments, primary.comments)
+    return medium_of(wave_name, *(text_or_none(d) for d in described), hdu.header.comments, primary.header.comments)
 
 
 def _table_ids(hdu: Hdu, primary: Hdu, count: int, vectors: bool) -> list[str | None]:
-    name = role_of(hdu.columns(), "id")
+    name = role_of(hdu.columns, "id")
     if vectors and name:
         values = hdu.read(name)
         if values.ndim == 1:
@@ -142,11 +142,11 @@ def _table_ids(hdu: Hdu, primary: Hdu, count: int, vectors: bool) -> list[str | 
 def _table_position(hdu: Hdu, primary: Hdu, row: int, vectors: bool) -> dict[str, Any]:
     """ra, dec, redshift from columns of the row, else (a single object) from the headers."""
     found: dict[str, Any] = {}
-    names = hdu.columns()
+    names = hdu.columns
     single = not vectors or hdu.shape[0] == 1
     for key, keyword in (("ra", "RA"), ("dec", "DEC"), ("redshift", "Z")):
         column = role_of(names, key)
-        if vectors and column and names[column].repeat == 1 and names[column].code in "EDIJK":
+        if vectors and column:
             found[key] = finite_or_none(hdu.read(column, row=row))
         elif single:
             found[key] = finite_or_none(hdu.header.get(keyword, primary.header.get(keyword)))
@@ -179,7 +179,7 @@ def _line(hdu: Hdu) -> RawSpectrum:
     axis = start + (np.arange(max(hdu.shape)) + 1 - reference) * step
     ctype = str(header.get("CTYPE1", "")).upper()
     logarithmic = header.get("DC-FLAG") == 1 or "LOG" in ctype
-    medium: Literal["air", "vacuum"] | None = medium_of(ctype, text_or_none(header.get("CUNIT1")), hdu.comments)
+    medium: Literal["air", "vacuum"] | None = medium_of(ctype, text_or_none(header.get("CUNIT1")), header.comments)
     if ctype.startswith("WAVE"):
         medium = "vacuum"
     if header.get("VACUUM") is True:

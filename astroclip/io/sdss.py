@@ -28,7 +28,7 @@ FATAL = sum(1 << bit for bit in (18, 22, 23, 24, 28))
 def is_sdss(hdus: Sequence[Hdu]) -> bool:
     if len(hdus) < 2 or hdus[1].kind != "table":
         return False
-    return {"flux", "loglam", "ivar", "and_mask"} <= set(hdus[1].columns())
+    return {"flux", "loglam", "ivar", "and_mask"} <= set(hdus[1].columns)
 
 
 def sdss_spectrum(hdus: Sequence[Hdu]) -> RawSpectrum:
@@ -63,7 +63,7 @@ def _catalogue(hdus: Sequence[Hdu]) -> dict[str, Any]:
     """The wanted cells of the first one-row table after the coadd."""
     for hdu in hdus[2:]:
         if hdu.kind == "table" and hdu.shape[0] == 1:
-            columns = hdu.columns()
+            columns = hdu.columns
             wanted = [c for c in ("plate", "mjd", "fiberid", "plug_ra", "plug_dec", "z") if c in columns]
-            return {c: hdu.read(c, row=0) for c in wanted if columns[c].repeat == 1}
+            return {c: hdu.read(c, row=0) for c in wanted}
     return {}

@@ -119,6 +119,27 @@ def test_scale_and_centre_agree_with_astropy(rng, rotation, spelling):
     np.testing.assert_allclose([image.ra, image.dec], [centre.ra.deg, centre.dec.deg], atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("cards", "scale", "flagged"),
+    [
+        ({"CDELT1": -0.3, "CDELT2": 0.3, "CUNIT1": "arcsec"}, 0.3, False),
+        ({"CD1_1": -0.3 / 3600, "CD2_2": 0.3 / 3600, "CTYPE1": "GLON-CAR", "CTYPE2": "GLAT-CAR"}, 0.3, False),
+        ({"CD1_1": -0.3 / 3600, "CD2_2": 0.3 / 3600, "CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP"}, 0.3, False),
+        ({"PIXSCALE": 0.3}, 0.3, False),
+        ({"CD1_1": 0.0, "CD2_2": 0.3 / 3600}, 0.262, True),
+        ({"CD1_1": 1e300, "CD2_2": 1e300}, 0.262, True),
+        ({"CD1_1": 0.3 / 3600, "CD2_2": 0.3 / 3600, "CTYPE1": "RA---TAB", "CTYPE2": "DEC--TAB"}, 0.262, True),
+        ({"CDELT1": 0.3}, 0.262, True),
+    ],
+)  # fmt: skip
+def test_pixel_scales_of_other_headers(rng, cards, scale, flagged):
+    """What no WCS comes of is no refusal: the scale is assumed, and flagged."""
+    header = fits.Header({"BANDS": "grz"} | cards)
+    image = one(files.fits_bytes(fits.PrimaryHDU(files.galaxy(rng), header)))
+    assert np.isclose(image.pixel_scale_arcsec, scale)
+    assert ("assumed_pixel_scale" in codes(image)) == flagged
+
+
 def test_resampled_viewer_cutouts_are_brought_to_flux_per_pixel(rng):
     pixels = files.galaxy(rng)
     header = files.cutout_header(scale_arcsec=0.131)

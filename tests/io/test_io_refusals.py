@@ -217,6 +217,62 @@ def test_variable_length_columns():
     refuse(read_spectra, files.fits_bytes(fits.PrimaryHDU(), hdu), InputError, "unsupported_column")
 
 
+def test_variable_length_columns_anywhere_are_refused(rng):
+    """Also in a table nobody asked for: their pointers lead anywhere in the file."""
+    stray = fits.BinTableHDU.from_columns([fits.Column("X", "PJ()", array=np.array([[1], [1, 2]], dtype=object))])
+    error = refuse(read_images, files.cutout(rng) + extension(stray), InputError, "unsupported_column")
+    assert error.field == "x"
+
+
+def extension(hdu: fits.BinTableHDU | fits.TableHDU) -> bytes:
+    """The bytes of `hdu` behind an empty primary HDU, without that."""
+    return files.fits_bytes(fits.PrimaryHDU(), hdu)[2880:]
+
+
+def test_random_groups(rng):
+    groups = fits.GroupsHDU(fits.GroupData(rng.normal(size=(1, 1, 1, 8)), bitpix=-32, parnames=["u"], pardata=[[1]]))
+    refuse(read_images, files.fits_bytes(groups), InputError, "random_groups")
+
+
+def test_an_ascii_table_is_listed_and_never_read(rng):
+    ascii_table = fits.TableHDU.from_columns([fits.Column("flux", "E15.7", array=np.ones(50), ascii=True)], name="LOG")
+    (image,) = read_images(files.cutout(rng) + extension(ascii_table))
+    assert not image.quality.flags
+    error = refuse(read_spectra, files.fits_bytes(fits.PrimaryHDU(), ascii_table), InputError, "not_a_spectrum")
+    assert "LOG" in error.message
+
+
+def test_columns_wider_than_their_rows():
+    data = files.table({"WAVE": np.linspace(4000, 9000, 100), "FLUX": np.ones(100)})
+    wide = data.replace(b"TFORM2  = 'D       '", b"TFORM2  = '2D      '")
+    assert wide != data
+    refuse(read_spectra, wide, InputError, "damaged_fits")
+
+
+def test_an_unreadable_card_is_refused_only_where_it_is_needed(rng):
+    data = files.cutout(rng)
+    (image,) = read_images(data.replace(b"VERSION = 'DR9     '", b"VERSION = 'DR9      "))
+    assert image.bands == ("g", "r", "z")
+    refuse(read_images, data.replace(b"BANDS   = 'grz     '", b"BANDS   = 'grz      "), InputError, "damaged_fits")
+
+
+def test_what_astropy_warns_of_becomes_a_flag(recwarn):
+    """A null for a column of floats has no meaning (some IDL writers add one); the table is read all the same."""
+    data = files.table({"WAVE": np.linspace(4000, 9000, 100), "FLUX": np.arange(100.0)}, TNULL2=-9)
+    (spectrum,) = read_spectra(data)
+    assert "nonstandard_fits" in {flag.code for flag in spectrum.quality.flags}
+    assert not recwarn.list
+
+
+def test_padding_and_filler_behind_the_last_hdu(rng):
+    data = files.cutout(rng)
+    used = len(data) - 2880 + (3 * 64 * 64 * 4) % 2880  # without the padding of the last block
+    for variant in (data + b"\0" * 2880, data + b" " * 100, data[:used]):
+        (image,) = read_images(variant)
+        np.testing.assert_array_equal(image.pixels, read_images(data)[0].pixels)
+        assert not image.quality.flags
+
+
 def test_planes_of_different_sizes(rng):
     hdus = [fits.PrimaryHDU()] + [fits.ImageHDU(rng.normal(size=(n, n)), name=b) for n, b in ((32, "g"), (33, "r"))]
     refuse(read_images, files.fits_bytes(*hdus), InputError, "length_mismatch")

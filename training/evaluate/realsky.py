@@ -153,7 +153,7 @@ def _sdss(path: Path) -> Iterable[Source]:
     """spec-PLATE-MJD-FIBER files with CLASS and Z in their second table; other layouts carry no class and are left."""
     tables = [hdu for hdu in parse_fits(path.read_bytes()) if hdu.kind == "table"]
     for hdu in tables[1:]:
-        if {"class", "z"} <= set(hdu.columns()) and hdu.shape[0] == 1:
+        if {"class", "z"} <= set(hdu.columns) and hdu.shape[0] == 1:
             kind, redshift = str(hdu.read("class", row=0)), float(hdu.read("z", row=0))
             yield path.stem, "sdss", kind, redshift, lambda: read_spectra(path.read_bytes(), name=path.name)[0]
             return
