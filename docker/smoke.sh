@@ -9,6 +9,7 @@
 #   BASE               base image, as the Dockerfile's argument
 #   EXTRA_BUILD_ARGS   more arguments of the build, e.g. "-v /etc/pip.conf:/etc/pip.conf:ro" where pip needs a mirror
 #   DEBIAN_MIRROR      where debootstrap finds Debian
+#   READY_S            seconds until /readyz must answer (default 120)
 #   KEEP=1             leave image and storage in place
 set -eu
 
@@ -78,15 +79,19 @@ buildah_start() {
     stop=buildah_stop
 }
 buildah_stop() {
-    # buildah passes no signal on: end the process that has our port in its arguments, by its number.
-    for pid in $(cd /proc && echo [0-9]*); do
-        if tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -q "^[^ ]*python[0-9.]* [^ ]*astroclip demo .*--port $port "; then
-            kill -TERM "$pid"
-        fi
+    # buildah passes no signal on: end the service itself, the Python process among the descendants of `buildah run`.
+    for pid in $(descendants "$service"); do
+        case $(tr '\0' ' ' <"/proc/$pid/cmdline") in */python*astroclip\ demo*) kill -TERM "$pid" ;; esac
     done
     wait "$service" || true
 }
-buildah_health() { store inspect --type image --format '{{json .Docker.config.Healthcheck.Test}}' "$image"; }
+descendants() {
+    for child in $(cat /proc/"$1"/task/*/children 2>/dev/null); do
+        echo "$child"
+        descendants "$child"
+    done
+}
+buildah_health() { store inspect --type image --format '{{.Docker.Config.Healthcheck.Test}}' "$image"; }
 buildah_user() { store run --isolation chroot "$container" -- id -u; }
 buildah_clean() { store rm -a >/dev/null; store rmi -a -f >/dev/null; }
 
@@ -108,7 +113,7 @@ say "starting the service on $url"
 began=$(date +%s)
 "${engine}_start"
 until curl -fsS -o /dev/null "$url/readyz" 2>/dev/null; do
-    [ $(($(date +%s) - began)) -lt 120 ] || fail "not ready after 120 s"
+    [ $(($(date +%s) - began)) -lt "${READY_S:-120}" ] || fail "not ready after ${READY_S:-120} s"
     sleep 1
 done
 say "ready after $(($(date +%s) - began)) s"
