@@ -1,11 +1,14 @@
 """Units of spectra and images: what a header or a comment says, as a factor to the library's own units.
 
-Wavelengths become vacuum Angstrom, flux densities 1e-17 erg/s/cm2/A, image pixels nanomaggies.
+Wavelengths become vacuum Angstrom, flux densities 1e-17 erg/s/cm2/A, image pixels nanomaggies. astropy.units
+reads the expressions and converts; here are only the spellings it does not know. It is imported on use.
 """
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,37 +16,62 @@ import numpy.typing as npt
 from astroclip.errors import InputError
 from astroclip.io.refusal import refusal
 
+if TYPE_CHECKING:
+    from astropy.units import UnitBase
+
 __all__ = ["air_to_vacuum", "flux_to_flam", "guess_wave_unit", "image_factor", "wave_to_angstrom"]
 
 FloatArray = npt.NDArray[np.float64]
 
-LIGHT_ANGSTROM_S = 2.99792458e18
-NANOMAGGY_JY = 3.631e-6  # AB zero point 3631 Jy (Oke & Gunn 1983, ApJ 266, 713)
+MAGGY_JY = 3631.0  # AB zero point (Oke & Gunn 1983, ApJ 266, 713)
+MAX_UNIT_TEXT = 100  # characters; the longest unit of a FITS card has 68
 
-_WAVE = {
-    "angstrom": 1.0,
-    "angstroms": 1.0,
-    "ang": 1.0,
-    "a": 1.0,
-    "aa": 1.0,
-    "å": 1.0,
-    "0.1nm": 1.0,
-    "nm": 10.0,
-    "nanometer": 10.0,
-    "nanometers": 10.0,
-    "nanometre": 10.0,
-    "nanometres": 10.0,
-    "um": 1e4,
-    "micron": 1e4,
-    "microns": 1e4,
-    "µm": 1e4,
-    "μm": 1e4,
-    "micrometer": 1e4,
-    "m": 1e10,
-    "cm": 1e8,
+# astropy's name and how else it is written, in lower case. "A" is Angstrom here, never ampere or year.
+_NAMES = {
+    "Angstrom": "a aa ang angstrom angstroms å",
+    "nm": "nm nanometer nanometers nanometre nanometres",
+    "um": "um µm μm micron microns micrometer micrometers micrometre micrometres",
+    "cm": "cm",
+    "s": "s sec second seconds",
+    "erg": "erg ergs",
+    "W": "w watt watts",
+    "Hz": "hz hertz",
+    "Jy": "jy jansky",
+    "mJy": "mjy",
+    "uJy": "ujy µjy μjy microjy",
+    "nJy": "njy",
+    "mgy": "mgy maggy maggies",
+    "nmgy": "nmgy nanomaggy nanomaggies nmaggy nmaggies",
 }
+_SPELLINGS = {spelling: name for name, spellings in _NAMES.items() for spelling in spellings.split()}
+_WORD = re.compile(r"(?<=\d)[eE][+-]?\d+|[^\W\d_]+")  # the e of 1e-17 is no word of its own
+_COUNTS = {"adu", "ct", "cts", "count", "counts", "dn", "e", "electron", "electrons", "photon", "photons"}
 _LOG = re.compile(r"^(?:log(?:10)?|dex)\W*(?:lambda|wave|wavelength|angstroms?|ang|a|aa)?\W*$")
 _NO_UNIT = {"", "none", "-", "unknown", "n/a"}
+
+
+@lru_cache(maxsize=256)
+def _parse(text: str) -> UnitBase | None:
+    """The unit `text` means ("1E-17 erg/cm^2/s/Ang", "10^{-17} erg s-1 cm-2 \\AA-1"), or None."""
+    from astropy import units
+
+    if len(text) > MAX_UNIT_TEXT:
+        return None
+    text = re.sub(r"[\\{}$]", "", text.strip()).replace("nano-", "nano")
+    text = re.sub(r"^\(([^()]*)\)", r"\1 ", text)  # (10**-17) erg
+    text = re.sub(r"^10(?:\*\*|\^)?\(([+-]?\d+)\)", r"10**\1 ", text)  # 10(-17) erg, 10**(-17)erg
+    text = _WORD.sub(lambda m: m[0] if m[0] == "MJy" else _SPELLINGS.get(m[0].lower(), m[0]), text)
+    if text.count("/") > 1 and "(" not in text:  # a/b/c is a/(b c); astropy reads it so too, with a warning
+        head, *rest = text.split("/")
+        text = f"{head}/({' '.join(rest)})"
+    try:
+        return units.Unit(text)
+    except (ValueError, TypeError, ArithmeticError):
+        return None
+
+
+def _words(text: str) -> set[str]:
+    return {word.lower() for word in _WORD.findall(text)}
 
 
 def wave_to_angstrom(wave: FloatArray, unit: str) -> FloatArray:
@@ -52,7 +80,8 @@ def wave_to_angstrom(wave: FloatArray, unit: str) -> FloatArray:
     if _LOG.match(key):
         with np.errstate(over="ignore"):
             return np.power(10.0, wave)
-    if key not in _WAVE:
+    angstrom = _wave_scale(unit)
+    if angstrom is None:
         raise refusal(
             "unknown_unit",
             found=f"the wavelength unit {unit!r}",
@@ -60,12 +89,23 @@ def wave_to_angstrom(wave: FloatArray, unit: str) -> FloatArray:
             mend="Convert the column, or state its unit with `wave_unit`.",
             field="wave_unit",
         )
-    return wave * _WAVE[key]
+    return wave * angstrom
+
+
+def _wave_scale(text: str) -> float | None:
+    """Angstrom in one unit of length `text`, or None; light of less than 1e-12 m or over 1 m is not meant."""
+    from astropy import units
+
+    unit = _parse(text)
+    if unit is None or not unit.is_equivalent(units.AA):
+        return None
+    scale = float(unit.to(units.AA))
+    return scale if 0.01 <= scale <= 1e10 * (1 + 1e-9) else None
 
 
 def is_wave_unit(text: str) -> bool:
     key = text.strip().lower().replace(" ", "")
-    return key in _WAVE or bool(key and _LOG.match(key))
+    return bool(key) and (bool(_LOG.match(key)) or _wave_scale(text) is not None)
 
 
 def guess_wave_unit(wave: FloatArray) -> str:
@@ -91,28 +131,16 @@ def flux_to_flam(flux: FloatArray, wave: FloatArray, unit: str) -> FloatArray:
 
     Raises InputError (`unknown_unit`, `uncalibrated_flux`).
     """
-    scale, tokens = _parse_flux_unit(unit)
-    per_angstrom = {
-        frozenset({"erg", "s", "cm", "a"}): 1.0,
-        frozenset({"erg", "s", "cm", "nm"}): 0.1,
-        frozenset({"erg", "s", "cm", "um"}): 1e-4,
-        frozenset({"w", "m", "a"}): 1e3,
-        frozenset({"w", "m", "nm"}): 1e2,
-        frozenset({"w", "m", "um"}): 0.1,
-    }
-    if tokens in per_angstrom:
-        return np.full(wave.shape, scale * per_angstrom[tokens] / 1e-17)
-    per_hertz = {  # in erg/s/cm2/Hz
-        frozenset({"erg", "s", "cm", "hz"}): 1.0,
-        frozenset({"w", "m", "hz"}): 1e3,
-        frozenset({"jy"}): 1e-23,
-        frozenset({"mjy"}): 1e-26,
-        frozenset({"ujy"}): 1e-29,
-        frozenset({"nmgy"}): NANOMAGGY_JY * 1e-23,
-    }
-    if tokens in per_hertz:
-        return scale * per_hertz[tokens] * LIGHT_ANGSTROM_S / np.square(wave) / 1e-17
-    if tokens & {"count", "counts", "adu", "electron", "electrons", "dn", "photon", "photons", "ct"}:
+    from astropy import units
+
+    parsed = _parse(unit)
+    scale = 1.0
+    if parsed is not None and parsed.is_equivalent(units.mgy):
+        scale, parsed = float(parsed.to(units.mgy)) * MAGGY_JY, units.Jy
+    flam = units.Unit(1e-17 * units.erg / units.s / units.cm**2 / units.AA)
+    if parsed is not None and (parsed.is_equivalent(flam) or parsed.is_equivalent(units.Jy)):
+        return parsed.to(flam, np.full(wave.shape, scale), equivalencies=units.spectral_density(wave * units.AA))
+    if _words(unit) & _COUNTS:
         raise refusal(
             "uncalibrated_flux",
             found=f"the flux unit {unit!r}",
@@ -131,51 +159,6 @@ def _unknown_flux_unit(unit: str) -> InputError:
         mend="Convert the column, or state its unit with `flux_unit`.",
         field="flux_unit",
     )
-
-
-_NUMERAL = re.compile(
-    r"^\W*?(\d+(?:\.\d+)?)(?:\s*(?:\*\*|\^)\s*\(?\s*([+-]?\d+)\s*\)?|[e]([+-]?\d+)|([+-]\d+))?(?![\d.])"
-)
-_ALIASES = {
-    "ang": "a",
-    "angstrom": "a",
-    "angstroms": "a",
-    "aa": "a",
-    "å": "a",
-    "sec": "s",
-    "second": "s",
-    "seconds": "s",
-    "ergs": "erg",
-    "cm2": "cm",
-    "micron": "um",
-    "microns": "um",
-    "µm": "um",
-    "μm": "um",
-    "watt": "w",
-    "hertz": "hz",
-    "nanomaggy": "nmgy",
-    "nanomaggies": "nmgy",
-    "µjy": "ujy",
-    "microjy": "ujy",
-}
-
-
-def _parse_flux_unit(unit: str) -> tuple[float, frozenset[str]]:
-    """("1E-17 erg/cm^2/s/Ang") -> (1e-17, {"erg", "cm", "s", "a"}); exponents of units are taken as read."""
-    text = unit.strip().lower()
-    scale = 1.0
-    match = _NUMERAL.match(text)
-    if match:
-        base, power, exponent, bare = match.groups()
-        if power:
-            scale = float(base) ** int(power)
-        elif bare:  # "10-17 erg/..." as some catalogues print it
-            scale = float(base) ** int(bare)
-        else:
-            scale = float(f"{base}e{exponent or 0}")
-        text = text[match.end() :]
-    words = re.findall(r"[a-zåµμ]+", text)
-    return scale, frozenset(_ALIASES.get(w, w) for w in words)
 
 
 def is_silent(unit: str | None) -> bool:
@@ -206,33 +189,18 @@ def image_factor(unit: str | None, zero_point: float | None) -> float | None:
 
     Raises InputError (`unknown_unit`).
     """
-    key = (unit or "").strip().lower()
-    if re.match(r"^nano-?magg(y|ies)|^nmgy", key):
-        return 1.0
-    if key in ("maggy", "maggies"):
-        return 1e9
-    scales = {"jy": 1.0, "mjy": 1e-3, "ujy": 1e-6, "µjy": 1e-6, "njy": 1e-9}
-    if (unit or "").strip() == "MJy" or "/sr" in key or "/arcsec" in key:
-        key = "surface brightness"
-    base = re.sub(r"\s*/\s*pix(el)?$", "", key)
-    if base in scales:
-        return scales[base] / NANOMAGGY_JY
-    if base in (
-        "",
-        "adu",
-        "counts",
-        "count",
-        "electron",
-        "electrons",
-        "e-",
-        "adu/s",
-        "counts/s",
-        "e-/s",
-        "dn",
-    ):
+    from astropy import units
+
+    text = re.sub(r"\s*(/|per)\s*pix(els?)?$", "", (unit or "").strip(), flags=re.IGNORECASE)
+    parsed = None if is_silent(text) else _parse(text)
+    if parsed is not None and parsed.is_equivalent(units.mgy):
+        return float(parsed.to(units.mgy)) * 1e9
+    if parsed is not None and parsed.is_equivalent(units.Jy):
+        return float(parsed.to(units.Jy)) / MAGGY_JY * 1e9
+    if is_silent(text) or _words(text) - {"s"} <= _COUNTS:
         if zero_point is not None:
             return float(10.0 ** ((22.5 - zero_point) / 2.5))
-        if is_silent(key):
+        if is_silent(text):
             return None
     raise refusal(
         "unknown_unit",

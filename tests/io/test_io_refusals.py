@@ -278,6 +278,11 @@ def test_planes_of_different_sizes(rng):
     refuse(read_images, files.fits_bytes(*hdus), InputError, "length_mismatch")
 
 
+@pytest.mark.parametrize("unit", ["nmgy/arcsec2", "MJy/sr", "Jy/beam", "erg/s/cm2/A", "adu"])
+def test_pixels_that_are_no_flux_per_pixel(rng, unit):
+    refuse(read_images, files.cutout(rng, BUNIT=unit), InputError, "unknown_unit")
+
+
 @pytest.mark.parametrize("scale", [0.0, -1.0, 1e9])
 def test_bad_pixel_scale(rng, scale):
     options = ImageOptions(pixel_scale_arcsec=scale)
@@ -302,7 +307,11 @@ def test_bad_text(text, code):
     ("options", "code"),
     [
         (SpectrumOptions(wave_unit="parsec"), "unknown_unit"),
+        (SpectrumOptions(wave_unit="km"), "unknown_unit"),
         (SpectrumOptions(flux_unit="furlong"), "unknown_unit"),
+        (SpectrumOptions(flux_unit="erg/s/cm2"), "unknown_unit"),
+        (SpectrumOptions(flux_unit="erg/s/cm/A"), "unknown_unit"),
+        (SpectrumOptions(flux_unit="A" * 5000), "unknown_unit"),
         (SpectrumOptions(flux_unit="counts"), "uncalibrated_flux"),
     ],
 )

@@ -212,6 +212,11 @@ def test_air_is_understood_wherever_it_is_stated(truth, where):
         ("mJy", u.mJy),
         ("erg/s/cm2/Hz", u.erg / u.s / u.cm**2 / u.Hz),
         ("nanomaggies", 3.631e-6 * u.Jy),
+        ("MJy", u.MJy),
+        ("10(-17) erg/s/cm2/A", 1e-17 * u.erg / u.s / u.cm**2 / u.AA),
+        (r"10^{-17} erg s^{-1} cm^{-2} \AA^{-1}", 1e-17 * u.erg / u.s / u.cm**2 / u.AA),
+        ("1E-17 ERG/S/CM**2/ANGSTROMS", 1e-17 * u.erg / u.s / u.cm**2 / u.AA),
+        ("Watts/m^2/micron", u.W / u.m**2 / u.um),
     ],
 )
 def test_flux_units_agree_with_astropy(text, unit):
