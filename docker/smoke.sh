@@ -69,9 +69,9 @@ buildah_build() {
     # shellcheck disable=SC2086
     store bud --isolation chroot --format docker -f docker/Dockerfile --target "$target" -t "$image" \
         --build-arg "BASE=$BASE" ${EXTRA_BUILD_ARGS:-} .
+    container=$(store from "$image")
 }
 buildah_start() {
-    container=$(store from "$image")
     # Chroot isolation shares the host's network, so the container listens on the port itself.
     store run --isolation chroot --env "ASTROCLIP_PORT=$port" "$container" -- \
         astroclip demo --host 127.0.0.1 --port "$port" >"$work/service.log" 2>&1 &
