@@ -44,7 +44,7 @@ docs: $(TEST_STAMP) ## refill the generated tables of README.md and docs/
 # How the shipped demo was made. Hours on two cores; every step resumes where it was stopped. Not part of any test.
 SURVEY ?= data/survey
 RUNS ?= runs/demo
-GALAXIES ?= 30000
+GALAXIES ?= 60000
 TRAIN := $(BIN)/astroclip train
 RESULTS := benchmarks/results
 

@@ -128,7 +128,7 @@ def test_impossible_counts_are_refused(n):
 
 def test_mix():
     assert parse_mix("elg=1, bgs=3") == (("BGS", 0.75), ("ELG", 0.25))
-    assert parse_mix("bgs=0.5,lrg=0.25,elg=0.25") == MIX
+    assert parse_mix("bgs=0.45,lrg=0.2,elg=0.25,sdss=0.1") == MIX
     for bad in ("", "qso=1", "bgs", "bgs=x", "bgs=-1,elg=2", "bgs=0", "bgs=nan", "bgs=inf"):
         with pytest.raises(InputError, match="wanted shares"):
             parse_mix(bad)

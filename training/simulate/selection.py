@@ -50,11 +50,11 @@ class Proposal:
 
 
 TARGET_CLASSES: dict[str, Proposal] = {
-    "BGS": Proposal(0.008, 0.65, 7.0, limit=20.3),
+    "BGS": Proposal(0.003, 0.65, 7.0, limit=20.3),
     "LRG": Proposal(0.25, 1.25, 10.5),
     "ELG": Proposal(0.45, 1.50, 9.0, 11.6, star_forming_only=True),
     # Ks, at the faint end of the 2MASS completeness in `_sdss`.
-    "SDSS": Proposal(0.008, 0.55, 7.5, limit=16.6, solar_magnitude=5.08, mass_to_light=0.3, k_correction=-0.6),
+    "SDSS": Proposal(0.003, 0.55, 7.5, limit=16.6, solar_magnitude=5.08, mass_to_light=0.3, k_correction=-0.6),
 }
 
 # 5-sigma point-source depths (Dey et al. 2019, table 4; WISE: Meisner et al. 2019) turned into the flux error of a

@@ -73,7 +73,7 @@ def simulate_shard(shard: Shard, synthesizer: Any) -> Columns:
         "Z": population.redshift.astype(np.float32),
     }
     columns |= {name: np.asarray(getattr(population, name), dtype=np.float32) for name in _PROPERTIES}
-    columns["target_class"] = np.asarray(population.target_class).astype("S3")
+    columns["target_class"] = np.asarray(population.target_class).astype("S4")
     columns["photsys"] = np.full(shard.size, photsys, dtype="S1")
     columns["ebv"] = ebv.astype(np.float32)
     columns |= _images(population, synthesizer, photsys, ebv, for_images)

