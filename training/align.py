@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from astroclip.losses import info_nce
+from training.augment import draw_shifts, move_in_redshift
 from training.data import SurveyArrays
 from training.run import Stage, export_model, load_split, new_model, run_stage
 from training.settings import AlignSettings
@@ -18,7 +20,10 @@ __all__ = ["Alignment", "train_align"]
 
 
 class Alignment(Stage):
-    """The joint model under loss = InfoNCE(image, spectrum) + w InfoNCE(spectrum, second view of the spectrum)."""
+    """The joint model under loss = InfoNCE(image, spectrum) + w InfoNCE(spectrum, second view of the spectrum).
+
+    The second term has further negatives: some of the batch's own galaxies at a slightly other redshift.
+    """
 
     settings: AlignSettings
 
@@ -30,28 +35,47 @@ class Alignment(Stage):
         # The pair loss has its own scale: two spectra of a galaxy agree far better than its image and spectrum do.
         self.pair_scale = nn.Parameter(self.model.logit_scale.detach().clone())
 
-    def _contrast(self, a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """InfoNCE against the negatives of all processes; gradients flow through the gathered vectors."""
+    def _contrast(
+        self, a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor, negatives: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """InfoNCE against the rows of all processes, and `negatives` of this one; gradients flow through all."""
         all_a, all_b = self.gathered(a), self.gathered(b)
+        if negatives is not None:
+            all_a, all_b = torch.cat([all_a, negatives]), torch.cat([all_b, negatives])
         return info_nce(a, b, scale, all_a=all_a, all_b=all_b, first_row=self.global_rank * len(a))
+
+    def _spectra(
+        self, rows: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Embeddings of a view of each row and, with a pair loss, of a second view and of moved galaxies."""
+        survey, settings = self.survey, self.settings
+        augment = settings.spectrum_augmentation
+        true = None if survey.flux_true is None else survey.flux_true[rows].to(self.device)
+        flux, sigma = survey.flux[rows].to(self.device), survey.sigma[rows].to(self.device)
+        views = [augment(flux, sigma, true, generator)]
+        if settings.spectrum_pair_weight:
+            views.append(augment(flux, sigma, true, generator))
+            n = int(settings.moved_fraction * len(rows))
+            if n:
+                shift = draw_shifts(n, *settings.moved_pixels, generator)
+                moved_true = None if true is None else true[:n]
+                views.append(augment(*move_in_redshift(flux[:n], sigma[:n], moved_true, shift), generator))
+        joined = (torch.cat(parts) for parts in zip(*views, strict=True))
+        embedded = self.model.get_spectrum_features(*joined).split([len(view[0]) for view in views])
+        first, second, moved = (*embedded, None, None)[:3]
+        return first, second, moved
 
     def training_step(self, rows: torch.Tensor) -> torch.Tensor:
         generator = self.step_generator()
         rows = rows.cpu()
-        survey, settings = self.survey, self.settings
-        pixels = settings.image_augmentation(survey.images[rows].to(self.device), generator)
+        settings = self.settings
+        pixels = settings.image_augmentation(self.survey.images[rows].to(self.device), generator)
         image = self.model.get_image_features(pixels)
-        observed = survey.flux[rows].to(self.device), survey.sigma[rows].to(self.device)
-        true = None if survey.flux_true is None else survey.flux_true[rows].to(self.device)
-        first = settings.spectrum_augmentation(*observed, true, generator)
-        if settings.spectrum_pair_weight:
-            second = settings.spectrum_augmentation(*observed, true, generator)
-            both = self.model.get_spectrum_features(torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]]))
-            spectrum, other = both.chunk(2)
-            ceiling = torch.log(torch.tensor(self.model.config.logit_scale_max)).item()
-            pair_loss = self._contrast(spectrum, other, self.pair_scale.clamp(max=ceiling).exp())
-        else:
-            spectrum, pair_loss = self.model.get_spectrum_features(*first), image.new_zeros(())
+        spectrum, second, moved = self._spectra(rows, generator)
+        pair_loss = image.new_zeros(())
+        if second is not None:
+            ceiling = math.log(self.model.config.logit_scale_max)
+            pair_loss = self._contrast(spectrum, second, self.pair_scale.clamp(max=ceiling).exp(), moved)
         cross_loss = self._contrast(image, spectrum, self.model.scale)
         self.log_dict(
             {"train_loss": cross_loss, "train_pair_loss": pair_loss, "logit_scale": self.model.scale.detach()},

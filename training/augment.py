@@ -1,8 +1,11 @@
 """Augmentations that an astronomer would call a second observation of the same galaxy.
 
 Images: orientation, pointing, seeing, depth, and extinction error. Spectra: exposure (a new noise draw where the
-noiseless flux is known), throughput, flux calibration, and wavelength range. All work on batches of tensors in
-physical units, before the model's own normalisation, on whatever device the batch is.
+noiseless flux is known), throughput, flux calibration, smoothing, and wavelength range. All work on batches of tensors
+in physical units, before the model's own normalisation, on whatever device the batch is.
+
+And one that makes another galaxy: `move_in_redshift`. On a log-wavelength grid the same galaxy at another redshift is
+the same row of pixels further along, so a negative that differs in nothing but its redshift costs a shift.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-__all__ = ["ImageAugmentation", "SpectrumAugmentation", "crop_dihedral"]
+__all__ = ["ImageAugmentation", "SpectrumAugmentation", "crop_dihedral", "draw_shifts", "move_in_redshift"]
 
 # A_band / E(B-V) for DECam g, r, z (Schlafly & Finkbeiner 2011, as used by the Legacy Surveys DR9).
 EXTINCTION_GRZ = (3.214, 2.165, 1.211)
@@ -111,12 +114,18 @@ class SpectrumAugmentation:
 
     max_noise: the exposure's noise is multiplied by up to this (log-uniform from 1); throughput_sigma: grey scatter of
     the fibre's throughput (natural log); tilt: scatter of a quadratic calibration error, fraction at the ends;
-    cut: probability of another spectrograph's range (SDSS 3800-9206 A, or a random end); gap: probability of a hole.
+    smooth: probability of a spectrum smoothed for display, as archives hand them out, by a Gaussian of up to
+    max_smooth pixels (its ivar, which says how much is known, stays); ragged: up to so many pixels missing at each
+    end, always; cut: probability of another spectrograph's range (SDSS 3800-9206 A, or a random end);
+    gap: probability of a hole.
     """
 
     max_noise: float = 2.5
     throughput_sigma: float = 0.1
     tilt: float = 0.04
+    smooth: float = 0.2
+    max_smooth: float = 3.0
+    ragged: int = 64
     cut: float = 0.3
     gap: float = 0.3
 
@@ -148,6 +157,8 @@ class SpectrumAugmentation:
         else:
             view = flux + (boost**2 - 1).clamp_min(0).sqrt() * sigma * noise
         error = boost * sigma
+        if self.smooth:
+            view = self._smoothed(view, sigma > 0, generator)
         x = torch.linspace(-1, 1, length, device=device)
         calibration = 1 + self.tilt * (normal(n, 1) * x + normal(n, 1) * (1.5 * x**2 - 0.5))
         gain = calibration.clamp(0.5, 1.5) * torch.exp(self.throughput_sigma * normal(n, 1))
@@ -155,9 +166,28 @@ class SpectrumAugmentation:
         ivar = torch.where(keep, (gain * error).clamp_min(1e-6).reciprocal().square(), torch.zeros_like(view))
         return (view * gain).masked_fill(~keep, 0.0), ivar
 
+    def _smoothed(self, view: torch.Tensor, good: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        """One Gaussian for each eighth of the batch, with probability `smooth`; masked pixels count for nothing."""
+        out = []
+        for group, mask in zip(view.tensor_split(8), good.tensor_split(8), strict=True):
+            chosen, width = torch.rand(2, generator=generator).tolist()
+            if not len(group) or chosen >= self.smooth:
+                out.append(group)
+                continue
+            sigma = 0.5 + (self.max_smooth - 0.5) * width
+            reach = math.ceil(3 * sigma)
+            offsets = torch.arange(-reach, reach + 1, device=view.device, dtype=view.dtype)
+            kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)[None, None]
+            weight = mask.to(view.dtype)
+            total = F.conv1d(torch.stack([group * weight, weight]).flatten(0, 1)[:, None], kernel, padding=reach)
+            flux, norm = total[:, 0].view(2, *group.shape)
+            out.append(torch.where(mask, flux / norm.clamp_min(1e-6), group))
+        return torch.cat(out)
+
     def _range(self, n: int, length: int, uniform) -> torch.Tensor:  # type: ignore[no-untyped-def]
         """(n, length) bool: the part of the grid this view has."""
         index = torch.arange(length, device=uniform(1).device)[None] / length
+        ends = self.ragged / length * uniform(n, 2)
         chosen = uniform(n, 1) < self.cut
         sdss = uniform(n, 1) < 0.5
         # ln(3800/3600)/ln(9824/3600) = 0.054 and ln(9206/3600)/ln(9824/3600) = 0.935
@@ -166,4 +196,28 @@ class SpectrumAugmentation:
         inside = ~chosen | ((index >= low) & (index < high))
         start, width = uniform(n, 1), 0.05 * uniform(n, 1)
         hole = (uniform(n, 1) < self.gap) & (index >= start) & (index < start + width)
-        return inside & ~hole
+        return inside & ~hole & (index >= ends[:, :1]) & (index < 1 - ends[:, 1:])
+
+
+def draw_shifts(n: int, least: int, most: int, generator: torch.Generator | None) -> torch.Tensor:
+    """(n,) int64 pixels, either sign, log-uniform in size from `least` to `most`."""
+    size = least * torch.exp(math.log(most / least) * torch.rand(n, generator=generator))
+    sign = torch.where(torch.rand(n, generator=generator) < 0.5, -1, 1)
+    return size.round().long() * sign
+
+
+def move_in_redshift(
+    flux: torch.Tensor, sigma: torch.Tensor, flux_true: torch.Tensor | None, shift: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The same galaxies `shift` pixels (n,) further to the red, observed with the same instrument.
+
+    (n, L) each, as `SpectrumAugmentation` takes them. Where the noiseless flux is known it moves and the noise stays
+    where the sky and the detector put it; without it, flux and noise move together. What is moved in is missing.
+    """
+    length = flux.shape[1]
+    source = torch.arange(length, device=flux.device)[None] - shift.to(flux.device)[:, None]
+    outside = (source < 0) | (source >= length)
+    source = source.clamp(0, length - 1)
+    if flux_true is None:
+        return flux.gather(1, source), sigma.gather(1, source).masked_fill(outside, 0), None
+    return flux, sigma.masked_fill(outside, 0), flux_true.gather(1, source)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from torch import nn
 
 from astroclip.models import ImageTower
 from training.data import SurveyArrays
@@ -17,11 +18,30 @@ from training.settings import ImageSettings
 __all__ = ["MomentumContrast", "train_image"]
 
 
+PROJECTION = 128  # dimensions that are contrasted (Chen+2020)
+
+
+class _Encoder(nn.Module):
+    """The backbone's features and the two-layer projector of MoCo v2."""
+
+    def __init__(self, tower: ImageTower, width: int) -> None:
+        super().__init__()
+        self.tower = tower
+        hidden = tower.feature_dim
+        self.projector = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, width))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.projector(self.tower.features(pixels))
+
+
 class MomentumContrast(Stage):
     """Query and momentum (key) encoders, a queue of past keys as negatives.
 
     Batches are shuffled over the key encoder's halves so that BatchNorm cannot tell which key belongs to which query
     (He+2020, section 3.3): keys are encoded in another order and put back.
+
+    What is contrasted are the backbone's features through a projector of their own: with the tower's aperture
+    photometry in view, telling two galaxies apart would need no backbone.
     """
 
     settings: ImageSettings
@@ -31,8 +51,11 @@ class MomentumContrast(Stage):
     def __init__(self, settings: ImageSettings, survey: SurveyArrays, validation: SurveyArrays) -> None:
         super().__init__(settings, survey, validation)
         self.tower: ImageTower = new_model(settings).image_tower
-        self.key_tower: ImageTower = copy.deepcopy(self.tower).requires_grad_(False)
-        width = int(self.tower.head[-1].out_features)  # type: ignore[arg-type]
+        self.tower.head.requires_grad_(False)  # trained in alignment, and the photometry with it
+        self.tower.photometry_embed.requires_grad_(False)
+        width = PROJECTION
+        self.query = _Encoder(self.tower, width)
+        self.key = copy.deepcopy(self.query).requires_grad_(False)
         generator = torch.Generator().manual_seed(settings.seed)
         self.register_buffer("queue", F.normalize(torch.randn(settings.queue, width, generator=generator), dim=1))
         self.register_buffer("position", torch.zeros(1, dtype=torch.long))
@@ -40,10 +63,10 @@ class MomentumContrast(Stage):
     @torch.no_grad()
     def _keys(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         momentum = self.settings.momentum
-        for key, query in zip(self.key_tower.parameters(), self.tower.parameters(), strict=True):
+        for key, query in zip(self.key.parameters(), self.query.parameters(), strict=True):
             key.lerp_(query, 1 - momentum)
         order = torch.randperm(len(images), generator=generator).to(images.device)
-        halves = [F.normalize(self.key_tower(half).float(), dim=1) for half in images[order].chunk(2)]
+        halves = [F.normalize(self.key(half).float(), dim=1) for half in images[order].chunk(2)]
         return torch.cat(halves)[order.argsort()]
 
     @torch.no_grad()
@@ -58,7 +81,7 @@ class MomentumContrast(Stage):
         images = self.survey.images[rows.cpu()].to(self.device)
         augment = self.settings.augmentation
         query_view, key_view = augment(images, generator), augment(images, generator)
-        query = F.normalize(self.tower(query_view).float(), dim=1)
+        query = F.normalize(self.query(query_view).float(), dim=1)
         keys = self._keys(key_view, generator)
         positive = (query * keys).sum(1, keepdim=True)
         negative = query @ self.queue.clone().T
@@ -74,7 +97,7 @@ class MomentumContrast(Stage):
         generator = torch.Generator().manual_seed(0)
         images = self.validation.images[rows.cpu()].to(self.device)
         views = [self.settings.augmentation(images, generator) for _ in range(2)]
-        a, b = (F.normalize(self.tower(view).float(), dim=1) for view in views)
+        a, b = (F.normalize(self.query(view).float(), dim=1) for view in views)
         found = ((a @ b.T).argmax(1) == torch.arange(len(a), device=self.device)).float().mean()
         self.log("val_top1", found, prog_bar=True, sync_dist=True, batch_size=len(rows))
 

@@ -71,6 +71,8 @@ class AlignSettings(StageSettings):
     spectrum_pair_weight: weight of InfoNCE between two views of one spectrum. Images know a redshift to a few per
         cent, so image-spectrum pairs alone let the spectrum tower forget what only it can see; a second observation of
         the same galaxy keeps it (no labels are used).
+    moved_fraction, moved_pixels: so many of the batch enter the pair loss once more as negatives, moved in redshift by
+        this least to this most number of pixels (0.000245 in ln(1 + z) each).
     """
 
     out: str = "runs/align"
@@ -78,6 +80,8 @@ class AlignSettings(StageSettings):
     image_init: str = ""
     spectrum_init: str = ""
     spectrum_pair_weight: float = 0.5
+    moved_fraction: float = 0.5
+    moved_pixels: tuple[int, int] = (3, 128)
     image_augmentation: ImageAugmentation = field(
         default_factory=lambda: ImageAugmentation(rotate=0.0, max_noise=0.7, brightness_sigma=0.02, jitter_pixels=4)
     )
@@ -102,7 +106,9 @@ def _build(default: Any, values: dict[str, Any], where: str) -> Any:
     if unknown := sorted(set(values) - known):
         raise ValueError(f"{where}: unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
     built = {
-        name: _build(getattr(default, name), value, f"{where}:{name}") if isinstance(value, dict) else value
+        name: _build(getattr(default, name), value, f"{where}:{name}")
+        if isinstance(value, dict)
+        else (tuple(value) if isinstance(value, list) else value)
         for name, value in values.items()
     }
     return replace(default, **built)

@@ -50,8 +50,8 @@ class MaskedSpectrum(Stage):
         hidden = draw_mask(
             len(flux), self.tower.n_tokens, self.settings.mask_fraction, self.settings.mask_span, generator
         ).to(flux.device)
-        tokens, _ = self.tower.tokens(spectrum, hidden)
-        predicted = self.decoder(tokens[:, 1:]).reshape(len(flux), -1).float()
+        tokens, _, _ = self.tower.encode(spectrum, hidden)
+        predicted = self.decoder(tokens[:, self.tower.N_GLOBAL :]).reshape(len(flux), -1).float()
         information = torch.expm1(3 * spectrum.known).square()  # (scale / sigma)^2
         weight = information / (1 + information) * hidden.repeat_interleave(self.tower.patch, dim=1)
         return (weight * (predicted - spectrum.x).square()).sum() / weight.sum().clamp_min(1)

@@ -27,6 +27,8 @@ Array = npt.NDArray[Any]
 FLUX_UNIT = "1e-17 erg/s/cm2/A"
 MERGE_TOLERANCE = 0.05  # of a median step: closer samples are one pixel seen twice (overlapping arms)
 NOISE_BLOCK = 128  # samples per local noise estimate: wider than any line, narrower than the sky's bright end
+NOISE_LAGS = (2, 4, 8, 16)  # samples between differences; the longest is wider than any smoothing for display
+NOISE_GROWTH = 1.4  # of the scatter from one lag to the next: more is correlated noise, less is the galaxy itself
 NOISE_FLOOR = 0.01  # of the median |flux|: a noiseless model is not given infinite weight
 
 
@@ -289,19 +291,47 @@ def estimate_ivar(flux: FloatArray, good: npt.NDArray[np.bool_]) -> FloatArray:
     """Inverse variance from the scatter of `flux` about its neighbours, in blocks of `NOISE_BLOCK` samples,
     interpolated.
 
-    DER_SNR (Stoehr et al. 2008, ASP Conf. 394, 505): sigma = 1.482602 / sqrt(6) median |2 f_i - f_(i-2) -
-    f_(i+2)|; lags of two samples are little touched by the correlation that resampling leaves.
+    DER_SNR (Stoehr et al. 2008, ASP Conf. 394, 505): sigma_l = 1.482602 / sqrt(6) median |2 f_i - f_(i-l) -
+    f_(i+l)|; lags of two samples are little touched by the correlation that resampling leaves. A spectrum smoothed
+    for display has less scatter at short lags than at long ones: then the lag grows until the scatter no longer does,
+    and the estimate is what independent samples of the same information would have, sqrt(n) times more for a noise
+    correlated over n samples.
     """
     index = np.flatnonzero(good)
     if index.size < 8:
         return np.where(good, 1.0, 0.0)
     f = flux[index]
-    scatter = np.abs(2 * f[2:-2] - f[:-4] - f[4:]) * (1.482602 / np.sqrt(6.0))
+    lag, correlated = _noise_lag(f)
+    scatter = _second_difference(f, lag) * np.sqrt(correlated)
     blocks = np.array_split(scatter, max(1, scatter.size // NOISE_BLOCK))
     sigma = np.array([np.median(b) for b in blocks])
     floor = NOISE_FLOOR * float(np.median(np.abs(f)))
     if floor == 0.0:
         floor = NOISE_FLOOR * float(np.abs(f).max()) or 1.0
-    centres = index[2:-2][np.cumsum([0] + [b.size for b in blocks[:-1]]) + np.array([b.size for b in blocks]) // 2]
+    starts = np.cumsum([0] + [b.size for b in blocks[:-1]])
+    centres = index[lag:-lag][starts + np.array([b.size for b in blocks]) // 2]
     local = np.interp(np.arange(flux.size), centres, np.maximum(sigma, floor))
     return np.where(good, 1.0 / np.square(local), 0.0)
+
+
+def _second_difference(f: FloatArray, lag: int) -> FloatArray:
+    """|2 f_i - f_(i-lag) - f_(i+lag)|, scaled so that its median is sigma for independent Gaussian noise."""
+    return np.abs(2 * f[lag:-lag] - f[: -2 * lag] - f[2 * lag :]) * (1.482602 / np.sqrt(6.0))
+
+
+def _noise_lag(f: FloatArray) -> tuple[int, float]:
+    """The shortest lag at which the scatter has stopped growing, and over how many samples noise is correlated.
+
+    White noise smoothed by a Gaussian of s samples is uncorrelated from about 2.8 s on, and has 2 sqrt(pi) s samples
+    to an independent one: 1.27 a lag.
+    """
+    lag = NOISE_LAGS[0]
+    level = float(np.median(_second_difference(f, lag)))
+    for longer in NOISE_LAGS[1:]:
+        if f.size < 8 * longer:
+            break
+        next_level = float(np.median(_second_difference(f, longer)))
+        if next_level < NOISE_GROWTH * level:
+            break
+        lag, level = longer, next_level
+    return lag, 1.0 if lag == NOISE_LAGS[0] else 1.27 * lag

@@ -18,29 +18,41 @@ class ImageTowerConfig:
     width:      channels of the first stage (64 as published; small in tests).
     softening:  nanomaggies per pixel at which the asinh mapping turns from linear to logarithmic, per band;
                 about the sky noise of a three-pass DECaLS image (Dey+2019: depths 24.65/23.61/22.84 AB).
+    photometry_width: width of the layer that reads the aperture photometry.
     hidden:     width of the two-layer head.
     """
 
     arch: str = "resnet18"
     width: int = 64
     softening: tuple[float, ...] = (0.005, 0.012, 0.025)
+    photometry_width: int = 128
     hidden: int = 512
 
 
 @dataclass(frozen=True)
 class SpectrumTowerConfig:
-    """A transformer over tokens of `patch` pixels, and its cross-attention head.
+    """A convolutional trunk, redshift by template matching, a transformer over tokens, and its cross-attention head.
 
-    n_pixels: length of the input grid; a multiple of `patch`.
-    stem:     channels of the convolutions between the pixels and the tokens; their strides multiply to `patch`.
+    n_pixels, wave_min, wave_max: the input grid, equal bins of ln(wavelength / Angstrom).
+    trunk_stride, trunk_width, trunk_blocks: pixels a feature place, channels, convolutions.
+    match_width, redshift_max: channels of the template, and the redshift up to which it is tried.
+    n_harmonics: frequencies that describe where it fits.
+    patch:    pixels a token; a multiple of `trunk_stride`, and `n_pixels` one of it.
     head_width, head_heads: the learned query's attention (AstroCLIP, Parker+2024, section 4).
     """
 
     n_pixels: int = 4096
-    patch: int = 64
-    stem: tuple[int, ...] = (64, 128)
+    wave_min: float = 3600.0
+    wave_max: float = 9824.0
+    trunk_stride: int = 4
+    trunk_width: int = 32
+    trunk_blocks: int = 5
+    match_width: int = 16
+    redshift_max: float = 1.7
+    n_harmonics: int = 24
+    patch: int = 128
     embed_dim: int = 256
-    n_layers: int = 4
+    n_layers: int = 3
     n_heads: int = 4
     mlp_ratio: int = 2
     head_width: int = 256
@@ -100,12 +112,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "spectrum": {"embed_dim": 768, "n_layers": 6, "n_heads": 6, "mlp_ratio": 4, "head_width": 128},
     },
     "tiny": {
-        "image": {"width": 8, "hidden": 16},
+        "image": {"width": 8, "photometry_width": 8, "hidden": 16},
         "spectrum": {
             "embed_dim": 16,
             "n_layers": 1,
             "n_heads": 2,
-            "stem": (8, 8),
+            "trunk_width": 8,
+            "trunk_blocks": 2,
+            "match_width": 4,
+            "n_harmonics": 8,
             "head_width": 16,
             "head_heads": 2,
         },

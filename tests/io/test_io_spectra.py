@@ -281,6 +281,17 @@ def test_noise_is_estimated_locally(rng):
     assert np.max(np.abs(estimate / sigma - 1)) < 0.5
 
 
+def test_noise_of_a_smoothed_spectrum_is_that_of_its_information(rng):
+    """Archives hand out spectra smoothed for display; neighbouring samples then hardly differ."""
+    white = 20 + rng.normal(0, 1, 8000)
+    width = 3.0
+    kernel = np.exp(-0.5 * (np.arange(-12, 13) / width) ** 2)
+    smoothed = np.convolve(white - 20, kernel / kernel.sum(), mode="same") + 20
+    estimate = np.median(estimate_ivar(smoothed, np.ones(8000, bool)) ** -0.5)
+    assert smoothed.std() < 0.32  # what neighbours far apart show
+    assert 0.8 < estimate < 1.25  # what was known before smoothing
+
+
 def test_a_noiseless_model_gets_a_floor_not_infinite_weight():
     ivar = estimate_ivar(np.full(1000, 7.0), np.ones(1000, bool))
     np.testing.assert_allclose(ivar, (0.01 * 7.0) ** -2)

@@ -12,7 +12,8 @@ from transformers import AutoModel
 
 from astroclip.losses import info_nce
 from astroclip.models import AstroCLIPConfig, AstroCLIPModel, SpectrumTower
-from astroclip.models.spectrum_tower import normalise
+from astroclip.models.image_tower import AperturePhotometry
+from astroclip.models.spectrum_tower import TemplateMatch, normalise
 
 
 def test_vectors_are_unit_and_do_not_depend_on_the_batch(tiny_embedder, rng):
@@ -80,10 +81,72 @@ def test_hidden_tokens_do_not_leak(rng):
     hidden = torch.zeros(1, tower.n_tokens, dtype=torch.bool)
     hidden[0, 20:24] = True
     spectrum = normalise(flux, torch.ones_like(flux))
-    first, _ = tower.tokens(spectrum, hidden)
-    spectrum.x[0, 20 * 64 : 24 * 64] = 9.0
-    second, _ = tower.tokens(spectrum, hidden)
+    first, *_ = tower.encode(spectrum, hidden)
+    spectrum.x[0, 20 * tower.patch : 24 * tower.patch] = 9.0
+    second, *_ = tower.encode(spectrum, hidden)
     torch.testing.assert_close(first, second)
+
+
+def template_match(**changes) -> TemplateMatch:
+    settings = {"in_width": 2, "width": 2, "length": 64, "wave_min": 5000, "step": 0.01, "redshift_max": 0.5}
+    return TemplateMatch(**settings | {"n_harmonics": 4} | changes)
+
+
+def test_template_match_finds_the_shift_and_returns_to_the_rest_frame():
+    """Features that are the template itself, moved: the distribution peaks at the move, and undoes it."""
+    torch.manual_seed(0)
+    match = template_match()
+    torch.nn.init.eye_(match.reduce.weight.data[:, :, 0])
+    torch.nn.init.zeros_(match.reduce.bias)
+    assert match.n_shifts == 41  # ln(1.5) / 0.01
+    match.template.data.normal_(std=2.0)
+    for shift in (0, 17, 40):
+        start = match.n_shifts - shift
+        seen = match.template.detach()[None, :, start : start + 64]
+        with torch.no_grad():
+            log_probability, rest = match(seen[:, 1:], seen[:, 0])
+        assert log_probability.exp().sum() == pytest.approx(1, abs=1e-5)
+        assert int(log_probability.argmax()) == shift
+        torch.testing.assert_close(rest[:, :, start : start + 64], seen, atol=1e-3, rtol=0)
+
+
+def test_an_untrained_match_knows_lines():
+    """Where zero redshift is needs no training: the template starts from the wavelengths of known lines."""
+    torch.manual_seed(0)
+    tower = SpectrumTower(AstroCLIPConfig.preset("tiny").spectrum_tower, 16).eval()
+    wave = np.geomspace(3600, 9824, 4096)
+    for z in (0.1, 0.25, 0.8):
+        lines = (3728.5, 4862.7, 4960.3, 5008.2, 6564.6)
+        flux = 1 + 5 * sum(np.exp(-0.5 * ((wave / (line * (1 + z)) - 1) / 4e-4) ** 2) for line in lines)
+        flux = torch.from_numpy((flux + np.random.default_rng(0).normal(0, 0.3, 4096)).astype(np.float32))[None]
+        with torch.no_grad():
+            *_, redshift = tower.encode(normalise(flux, torch.full_like(flux, 10.0)))
+        found = np.expm1(float(redshift.argmax()) * tower.match.step)
+        assert found == pytest.approx(z, abs=0.002 * (1 + z))
+
+
+def test_characteristic_function_of_a_sharp_and_a_flat_redshift():
+    match = template_match()
+    sharp = torch.full((1, match.n_shifts), -1e9)
+    sharp[0, 20] = 0.0
+    cos, sin = match.characteristic(sharp).chunk(2, dim=1)
+    torch.testing.assert_close(cos**2 + sin**2, torch.ones(1, 4))
+    assert cos[0, 0] == pytest.approx(np.cos(2 * np.pi * 0.5 * 0.2), abs=1e-5)  # half a cycle a unit of ln(1 + z)
+    flat = torch.full((1, match.n_shifts), -np.log(match.n_shifts))
+    cos, sin = match.characteristic(flat).chunk(2, dim=1)
+    assert float((cos**2 + sin**2)[0, -1]) < 0.01
+
+
+def test_aperture_photometry_measures_magnitudes_and_colours():
+    photometry = AperturePhotometry((0.005, 0.012, 0.025))
+    pixels = torch.zeros(2, 3, 96, 96)
+    pixels[0, :, 46:50, 46:50] = torch.tensor([10.0, 20.0, 40.0]).view(3, 1, 1) / 16
+    pixels[1] = 3 * pixels[0]
+    faint, bright = photometry(pixels)
+    n = photometry.n_features // 3
+    torch.testing.assert_close(faint[n:], torch.full((2 * n,), np.log(2.0)).float(), atol=2e-3, rtol=0)
+    torch.testing.assert_close(bright[:n] - faint[:n], torch.full((n,), np.log(3.0) / 3).float(), atol=2e-3, rtol=0)
+    torch.testing.assert_close(bright[n:], faint[n:], atol=2e-3, rtol=0)
 
 
 def test_info_nce_matches_the_definition_and_gathers():

@@ -15,7 +15,7 @@ from sky import make_image, make_spectrum
 from astroclip.embed import Embedder
 from astroclip.preprocess import image_to_grid, spectrum_to_grid
 from training.align import Alignment, train_align
-from training.augment import ImageAugmentation, SpectrumAugmentation
+from training.augment import ImageAugmentation, SpectrumAugmentation, draw_shifts, move_in_redshift
 from training.data import find_shards, load_survey
 from training.image import train_image
 from training.run import RowBatches, run_stage, warmup_cosine
@@ -161,12 +161,41 @@ def test_mask_fraction_is_what_was_asked():
 def test_spectrum_views_carry_their_own_noise():
     true = torch.full((256, 512), 3.0)
     sigma = torch.full((256, 512), 0.5)
-    augment = SpectrumAugmentation(throughput_sigma=0, tilt=0, cut=0, gap=0)
+    augment = SpectrumAugmentation(throughput_sigma=0, tilt=0, smooth=0, ragged=0, cut=0, gap=0)
     view, ivar = augment(true, sigma, true, torch.Generator().manual_seed(1))
     chi = (view - 3) * ivar.sqrt()
     assert abs(chi.std() - 1) < 0.02 and (ivar.sqrt().reciprocal() >= 0.5 - 1e-6).all()
     cut, ivar = SpectrumAugmentation(cut=1.0, gap=0)(true, sigma, true, torch.Generator().manual_seed(1))
     assert (ivar == 0).any(1).all() and (cut[ivar == 0] == 0).all()
+
+
+def test_moved_galaxies_keep_their_instrument():
+    flux_true = torch.arange(1.0, 101.0).repeat(2, 1)
+    sigma = torch.linspace(1, 2, 100).repeat(2, 1)
+    noise = torch.randn(2, 100, generator=torch.Generator().manual_seed(0))
+    shift = torch.tensor([3, -5])
+    _, moved_sigma, moved = move_in_redshift(flux_true + noise, sigma, flux_true, shift)
+    assert torch.equal(moved[0, 3:], flux_true[0, :97]) and torch.equal(moved[1, :95], flux_true[1, 5:])
+    assert (moved_sigma[0, :3] == 0).all() and torch.equal(moved_sigma[0, 3:], sigma[0, 3:])
+    flux, with_flux, none = move_in_redshift(flux_true + noise, sigma, None, shift)
+    assert none is None and torch.equal(flux[0, 3:], (flux_true + noise)[0, :97])
+    assert torch.equal(with_flux[1, :95], sigma[1, 5:]) and (with_flux[1, 95:] == 0).all()
+    shifts = draw_shifts(1000, 3, 128, torch.Generator().manual_seed(0))
+    assert shifts.abs().min() >= 3 and shifts.abs().max() <= 128 and 400 < int((shifts > 0).sum()) < 600
+
+
+def test_smoothed_views_leave_masked_pixels_out():
+    flux = torch.ones(8, 500)
+    flux[:, 200:210] = 1e4
+    sigma = torch.full((8, 500), 1e-3)
+    sigma[:, 200:210] = 0
+    augmentation = SpectrumAugmentation(smooth=1, cut=0, gap=0, tilt=0, throughput_sigma=0, ragged=0)
+    view, ivar = augmentation(flux, sigma, flux, torch.Generator().manual_seed(0))
+    assert (ivar[:, 200:210] == 0).all() and (ivar[:, :200] > 0).all()
+    assert (view[:, :200] - 1).abs().max() < 0.01
+    rough = SpectrumAugmentation(smooth=0, cut=0, gap=0, tilt=0, throughput_sigma=0, ragged=0)
+    plain, _ = rough(flux, sigma, flux, torch.Generator().manual_seed(0))
+    assert view[:, :200].std() < 0.7 * plain[:, :200].std()
 
 
 def test_image_views_keep_flux_and_change_orientation(rng):
