@@ -15,7 +15,8 @@ class ImageTowerConfig:
     """A torchvision ResNet and its projection head.
 
     arch:       torchvision builder, "resnet18" or "resnet50".
-    width:      channels of the first stage (64 as published; small in tests).
+    width:      channels of the first stage (64 as published, 16 in tests: at 8 the channels-last backward of oneDNN
+                crashes now and then).
     softening:  nanomaggies per pixel at which the asinh mapping turns from linear to logarithmic, per band;
                 about the sky noise of a three-pass DECaLS image (Dey+2019: depths 24.65/23.61/22.84 AB).
     photometry_width: width of the layer that reads the aperture photometry.
@@ -112,7 +113,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "spectrum": {"embed_dim": 768, "n_layers": 6, "n_heads": 6, "mlp_ratio": 4, "head_width": 128},
     },
     "tiny": {
-        "image": {"width": 8, "photometry_width": 8, "hidden": 16},
+        "image": {"width": 16, "photometry_width": 8, "hidden": 16},
         "spectrum": {
             "embed_dim": 16,
             "n_layers": 1,

@@ -44,7 +44,7 @@ LINES = (
     (6718.3, 0.3),  # [S II]
     (6732.7, 0.3),  # [S II]
 )
-CONTINUUM_PIXELS = 97  # the running mean that lines stand out from: 7000 km/s
+CONTINUUM_PIXELS = 100  # the running mean that lines stand out from: 7000 km/s
 MIN_SCALE = 1e-3  # 1e-17 erg/s/cm2/A; fainter than any sky-subtracted spectrum's noise
 
 
@@ -225,18 +225,17 @@ def line_template(size: int, wave_min: float, step: float) -> torch.Tensor:
 def line_signal(spectrum: Normalised, stride: int) -> torch.Tensor:
     """How far a spectrum stands above its own running mean, in units of the noise, through asinh: (N, L / stride).
 
-    The running mean is over the known ones of `CONTINUUM_PIXELS`; the signal is combined over `stride` pixels.
+    A place is `stride` pixels; the running mean is over the known pixels of `CONTINUUM_PIXELS`.
     """
-    valid = (spectrum.known > 0).to(spectrum.x.dtype)
-    window = {"kernel_size": CONTINUUM_PIXELS, "stride": 1, "padding": CONTINUUM_PIXELS // 2}
-    weight = F.avg_pool1d(valid[:, None], **window)[:, 0]
-    continuum = F.avg_pool1d(spectrum.x[:, None], **window)[:, 0] / weight.clamp_min(1 / CONTINUUM_PIXELS)
     information = torch.expm1(3 * spectrum.known)
-    excess = (spectrum.x - continuum) * valid
+    known = (information > 0).to(information.dtype)
     precision = information.square()
-    total = F.avg_pool1d((excess * precision)[:, None], stride)[:, 0]
-    norm = F.avg_pool1d(precision[:, None], stride)[:, 0].sqrt()
-    return torch.asinh(stride**0.5 * total / norm.clamp_min(1e-6))
+    stacked = torch.stack([spectrum.x * known, known, spectrum.x * precision, precision], dim=1)
+    shown, share, weighted, weight = F.avg_pool1d(stacked, stride).unbind(dim=1)
+    places = CONTINUUM_PIXELS // stride // 2 * 2 + 1
+    around = F.avg_pool1d(torch.stack([shown, share], dim=1), places, stride=1, padding=places // 2)
+    continuum = around[:, 0] / around[:, 1].clamp_min(1e-3)
+    return torch.asinh(stride**0.5 * (weighted - continuum * weight) / weight.sqrt().clamp_min(1e-6))
 
 
 class SpectrumTower(nn.Module):
