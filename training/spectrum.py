@@ -43,6 +43,11 @@ class MaskedSpectrum(Stage):
         model = new_model(settings)
         self.tower: SpectrumTower = model.spectrum_tower
         self.tower.head.requires_grad_(False)  # trained in alignment
+        # The template stays at the known lines: reconstruction is served by any landmark (it moves its zero to
+        # ln(1 + z) = 0.37), and what it has learned by then is a poorer start than physics.
+        self.tower.match.template.requires_grad_(False)
+        self.tower.match.bias.requires_grad_(False)
+        self.tower.match.reduce.requires_grad_(False)
         self.decoder = nn.Linear(model.config.spectrum_tower.embed_dim, self.tower.patch)
 
     def loss(self, flux: torch.Tensor, ivar: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -175,7 +175,7 @@ class TemplateMatch(nn.Module):
         self.length = length
         self.size = 1 << (length + self.n_shifts - 1).bit_length()  # of the Fourier transforms, a power of two
         self.n_harmonics = n_harmonics
-        template = torch.randn(width + 1, length + self.n_shifts) * (width * length) ** -0.5
+        template = torch.zeros(width + 1, length + self.n_shifts)  # at first the lines alone decide
         template[0] = line_template(length + self.n_shifts, wave_min * math.exp(-self.n_shifts * step), step)
         self.template = nn.Parameter(template)
         self.bias = nn.Parameter(torch.zeros(self.n_shifts))

@@ -112,9 +112,10 @@ def test_masked_modelling_learns(survey, tmp_path):
         with torch.no_grad():
             return float(module.loss(flux, ivar, torch.Generator().manual_seed(0)))
 
-    before = loss()
+    before, template = loss(), module.tower.match.template.detach().clone()
     run_stage(module, progress=False)
     assert loss() < 0.7 * before
+    torch.testing.assert_close(module.tower.match.template.detach(), template)  # zero redshift stays where it was
 
 
 def test_resume_repeats_the_uninterrupted_run(survey, tmp_path):
