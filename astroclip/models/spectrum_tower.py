@@ -160,6 +160,7 @@ class TemplateMatch(nn.Module):
 
     def __init__(
         self,
+        *,
         in_width: int,
         width: int,
         length: int,
@@ -260,13 +261,13 @@ class SpectrumTower(nn.Module):
         self.trunk = _trunk(config)
         length = config.n_pixels // config.trunk_stride
         self.match = TemplateMatch(
-            config.trunk_width,
-            config.match_width,
-            length,
-            config.wave_min,
-            math.log(config.wave_max / config.wave_min) / length,
-            config.redshift_max,
-            config.n_harmonics,
+            in_width=config.trunk_width,
+            width=config.match_width,
+            length=length,
+            wave_min=config.wave_min,
+            step=math.log(config.wave_max / config.wave_min) / length,
+            redshift_max=config.redshift_max,
+            n_harmonics=config.n_harmonics,
         )
         places = config.patch // config.trunk_stride
         self.token_embed = nn.Conv1d(config.trunk_width, config.embed_dim, places, places)
