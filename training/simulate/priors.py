@@ -39,7 +39,8 @@ def mass_function(log_mass: FloatArray, z: FloatArray) -> FloatArray:
     """Galaxies per Mpc^3 per dex: evolving double Schechter function of Leja et al. (2020, ApJ 893, 111, appendix B).
 
     Its parameters are quadratics through the values at z = 0.2, 1.6, 3.0; below z = 0.2, where the fit ends, they are
-    held. All galaxies, star-forming and quiescent.
+    held. All galaxies, star-forming and quiescent. Their masses (Prospector) are larger than those behind the other
+    relations here, so that massive galaxies are somewhat too many; no correction is made.
     """
     z = np.clip(z, 0.2, 3.0)
 
