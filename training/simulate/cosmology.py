@@ -1,9 +1,8 @@
 """Flat Lambda-CDM background: times, distances and volumes as plain numpy functions.
 
-H0 = 70 km/s/Mpc, Omega_m = 0.3, the values behind the stellar masses and main-sequence fits cited in
-`training.simulate.priors`. Ages follow the closed form of flat LCDM (Carroll, Press & Turner 1992, eq. 17);
-distances come from one table integrated at import (Hogg 1999, eqs. 14-28; interpolation error < 1e-6 for 0 <= z <=
-3).
+H0 = 70 km/s/Mpc, Omega_m = 0.3, the rounded values that most of the relations cited in `training.simulate.priors`
+assume too. Ages follow the closed form of flat LCDM (Carroll, Press & Turner 1992, eq. 17); distances come from one
+table integrated at import (Hogg 1999, eqs. 14-28; interpolation error < 1e-6 for 0 <= z <= 3).
 """
 
 from __future__ import annotations

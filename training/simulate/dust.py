@@ -1,8 +1,10 @@
 """Dust attenuation: a family of smooth laws around Calzetti with a bump, and steeper birth clouds.
 
-The diffuse law is Calzetti et al. (2000, eq. 4) times a power of wavelength plus a 2175 A bump (Noll et al. 2009,
-eqs. 8-10), normalised to A(5500 A) = 1; slope 0 and bump 0 give Calzetti. The birth clouds follow (lambda / 5500
-A)^-1.3 (Charlot & Fall 2000; slope from Wild et al. 2007). Wavelengths are in Angstrom, rest frame.
+The diffuse law is Calzetti et al. (2000, ApJ 533, 682, eq. 4) plus a 2175 A bump, times a power of wavelength (Noll et
+al. 2009, A&A 507, 1793, in the form of Kriek & Conroy 2013, ApJ 775, L16, eqs. 1-2), normalised to A(5500 A) = 1; slope
+0 and bump 0 give Calzetti. The birth clouds follow (lambda / 5500 A)^-1.3: the two components of Charlot & Fall (2000,
+whose own slope is -0.7) with the slope of Wild et al. (2007) and da Cunha et al. (2008). Wavelengths are in Angstrom,
+rest frame.
 """
 
 from __future__ import annotations

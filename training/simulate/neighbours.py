@@ -1,10 +1,11 @@
 """What else falls on a cutout: foreground stars and other galaxies, with the sky's number counts.
 
-Galaxies: N(<r) from about 10^4.55 a square degree at r = 23, slope 0.34 dex a magnitude (Yasuda et al. 2001, AJ 122,
-1104; Capak et al. 2007, ApJS 172, 99), their colours and shapes borrowed from a pool of simulated galaxies, their
-sizes from the size-magnitude relation of faint galaxies (Shen et al. 2003 bent at the faint end: median 0.5 arcsec at
-r = 22.5). Stars: 10^3.6 a square degree at r = 22 at high latitude, slope 0.13 (Bahcall & Soneira 1980), colours along
-the stellar locus (Covey et al. 2007, AJ 134, 2398).
+Rough numbers. Galaxies: N(<r) of about 10^4.55 a square degree at r = 23, slope 0.34 dex a magnitude, after Capak et
+al. (2007, ApJS 172, 99). Counts of bright galaxies are steeper (Yasuda et al. 2001, AJ 122, 1104: 0.6 at r < 16), so
+the one slope gives 2-3 times too many at r < 19.5, where DESI's bright sample has about 800. Colours and shapes are
+borrowed from a pool of simulated galaxies; sizes: median 0.5 arcsec at r = 22.5, chosen here. Stars: 10^3.6 a square
+degree at r = 22 at high latitude, slope 0.13, after Bahcall & Soneira (1980), colours along the stellar locus, after
+Covey et al. (2007, AJ 134, 2398).
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ def draw_neighbours(pool: Pool, half_width: float, rng: np.random.Generator) -> 
     magnitudes = np.stack([r_mag + colours[:, 0], r_mag, r_mag - colours[:, 1]], axis=1)
     n = n_gal + n_star
     x, y = rng.uniform(-half_width, half_width, (2, n))
-    # Targeting avoids objects under bright sources (Myers et al. 2023, AJ 165, 50, sec. 3.2): none brighter than 19 mag
-    # within 1.5 arcsec, and 2 arcsec more for each magnitude; fainter ones may blend with the target.
+    # Targeting avoids objects under bright sources (masks of Myers et al. 2023, AJ 165, 50). A rough stand-in: none
+    # brighter than 19 mag within 1.5 arcsec, and 2 arcsec more for each magnitude; fainter ones may blend.
     clear = np.hypot(x, y) > np.where(r_mag < 19.0, 1.5 + 2.0 * (19.0 - r_mag), 0.0)
     return Neighbours(
         x=x,

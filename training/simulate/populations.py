@@ -172,10 +172,11 @@ def _histories(
 ) -> dict[str, FloatArray]:
     """Double-power-law histories that reach a drawn sSFR.
 
-    Star-forming: main sequence with 0.25 dex scatter plus recent variations of 0.2 dex (together the 0.3 dex of
-    Speagle et al. 2014). Quiescent: log sSFR about -12.4, an eighth in the green valley (about -11.1). Peaks follow
-    downsizing (Thomas et al. 2010, eq. 3: massive galaxies formed earlier). 3 % had a burst of up to 6 times the
-    rate within the last Gyr.
+    Star-forming: main sequence with 0.25 dex scatter plus recent variations of 0.2 dex: 0.32 dex together, the width
+    as commonly observed (Speagle et al. 2014, ApJS 214, 15, find 0.2 dex once errors are taken out). Quiescent: log
+    sSFR about -12.4, an eighth in the green valley (about -11.1), both chosen here. Peaks follow downsizing (massive
+    galaxies formed earlier), after Thomas et al. (2010); the times are chosen here. 3 % had a burst of up to 6 times
+    the rate within the last Gyr.
     """
     n = z.size
     present = age_of_universe(z)

@@ -1,5 +1,8 @@
 """Scaling relations the population is drawn from, each with its scatter and its source.
 
+A paper named with an equation or a table gives the numbers as they stand here; "after" means its trend, with
+coefficients chosen here; whatever was changed is said. Scatter is chosen here unless a source is given.
+
 Masses are log10 of surviving stellar mass in Msun (Kroupa / Chabrier), rates Msun/yr, sizes kpc (semi-major
 half-light radius). Functions take arrays and return means or, where they take a generator, draws.
 """
@@ -33,9 +36,11 @@ Rng = np.random.Generator
 
 
 def mass_function(log_mass: FloatArray, z: FloatArray) -> FloatArray:
-    """Galaxies per Mpc^3 per dex: evolving double Schechter function of Leja et al. (2020, eqs. 11-14, table 1).
+    """Galaxies per Mpc^3 per dex: evolving double Schechter function of Leja et al. (2020, ApJ 893, 111, appendix B).
 
-    Its parameters are quadratics through the values at z = 0.2, 1.6, 3.0; below z = 0.2 they are held.
+    Its parameters are quadratics through the values at z = 0.2, 1.6, 3.0; below z = 0.2, where the fit ends, they are
+    held. All galaxies, star-forming and quiescent. Their masses (Prospector) are larger than those behind the other
+    relations here, so that massive galaxies are somewhat too many; no correction is made.
     """
     z = np.clip(z, 0.2, 3.0)
 
@@ -50,8 +55,9 @@ def mass_function(log_mass: FloatArray, z: FloatArray) -> FloatArray:
 
 
 def quiescent_fraction(log_mass: FloatArray, z: FloatArray) -> FloatArray:
-    """Fraction of quiescent galaxies: logistic in mass about the crossing mass of Muzzin et al. (2013, fig. 4), 10.4
-    + 0.4 z, plus satellites quenched at any mass at low z (Peng et al. 2010, section 6)."""
+    """Fraction of quiescent galaxies: rough. A logistic in mass about 10.4 + 0.4 z, after the mass where the two mass
+    functions of Muzzin et al. (2013, ApJ 777, 18) cross, plus a share quenched at any mass at low z, after the
+    environment quenching of Peng et al. (2010, ApJ 721, 193). Shape and shares are chosen here."""
     crossing = 10.4 + 0.4 * z
     by_mass = 1.0 / (1.0 + np.exp(-(log_mass - crossing) / 0.25))
     satellites = 0.12 * np.exp(-z / 0.7)
@@ -59,21 +65,28 @@ def quiescent_fraction(log_mass: FloatArray, z: FloatArray) -> FloatArray:
 
 
 def log_main_sequence_rate(log_mass: FloatArray, z: FloatArray) -> FloatArray:
-    """log10 SFR of the star-forming main sequence, Popesso et al. (2023, eq. 10): bends over at high mass."""
+    """log10 SFR of the star-forming main sequence, Popesso et al. (2023, MNRAS 519, 1526, eq. 14): bends over at high
+    mass. Fitted for log mass 8.5-11.5; below that the slope of the low end goes on."""
     t = age_of_universe(z)
     turnover = 10.85 - 0.0729 * t
     return np.asarray(2.693 - 0.186 * t - np.log10(1.0 + 10 ** (0.99 * (turnover - log_mass))))
 
 
+# Mass and median: Gallazzi et al. 2005, table 2 (three of their rows left out, which moves the median by 0.02 dex at
+# most). The spread is not theirs: 0.6-0.8 of half their 16-84 % range, for they include the errors of measurement.
 _GALLAZZI_MASS = np.array([8.91, 9.31, 9.72, 9.91, 10.11, 10.31, 10.51, 10.72, 10.91, 11.11, 11.31, 11.51, 11.91])
 _GALLAZZI_MEDIAN = np.array([-0.60, -0.65, -0.52, -0.41, -0.23, -0.11, -0.01, 0.04, 0.07, 0.10, 0.12, 0.13, 0.15])
 _GALLAZZI_SPREAD = np.array([0.45, 0.40, 0.36, 0.34, 0.30, 0.24, 0.20, 0.17, 0.15, 0.13, 0.12, 0.11, 0.11])
 
 
 def stellar_metallicity(log_mass: FloatArray, quiescent: BoolArray, z: FloatArray, rng: Rng) -> FloatArray:
-    """log10(Z/Zsun): median and spread of Gallazzi et al. (2005, table 2; the spread reduced by a third for
-    measurement error), split by activity (Peng et al. 2015: star-forming 0.1-0.2 dex lower) and evolving by -0.1 dex
-    per unit z."""
+    """log10(Z/Zsun): the median of Gallazzi et al. (2005, MNRAS 362, 41, table 2), light-weighted there and taken as
+    mass-weighted here, lowered by 0.08 dex (quiescent) and 0.15 dex (star-forming) and by 0.1 dex per unit z.
+
+    Star-forming galaxies are poorer after Peng et al. (2015, Nature 521, 192), by one step at all masses, where theirs
+    shrinks with mass; offsets tuned (see `realism`). Scatter: 0.65 of the column above, together 0.38-0.53 of
+    half the published 16-84 % range.
+    """
     median = np.interp(log_mass, _GALLAZZI_MASS, _GALLAZZI_MEDIAN)
     spread = 0.65 * np.interp(log_mass, _GALLAZZI_MASS, _GALLAZZI_SPREAD)
     offset = np.where(quiescent, -0.08, -0.15) - 0.1 * z
@@ -81,23 +94,30 @@ def stellar_metallicity(log_mass: FloatArray, quiescent: BoolArray, z: FloatArra
 
 
 def alpha_enhancement(sigma_kms: FloatArray, quiescent: BoolArray, rng: Rng) -> FloatArray:
-    """[alpha/Fe] of the stars: -0.55 + 0.33 log sigma for early types (Thomas et al. 2010, eq. 3), half of that
-    where stars still form; scatter 0.05 dex."""
+    """[alpha/Fe] of the stars: -0.55 + 0.33 log sigma for early types (fit to the red sequence by Thomas et al. 2010,
+    MNRAS 404, 1775), half of that where stars still form (chosen here); scatter 0.05 dex."""
     early = -0.55 + 0.33 * np.log10(sigma_kms)
     return np.clip(np.where(quiescent, early, 0.5 * early) + 0.05 * rng.standard_normal(early.shape), 0.0, 0.4)
 
 
 def gas_metallicity(log_mass: FloatArray, log_rate: FloatArray, z: FloatArray, rng: Rng) -> FloatArray:
-    """log10 gas-phase O/H relative to solar (8.69): Curti et al. (2020, eq. 2) with a fundamental-relation shift of
-    -0.1 dex per dex above the present-day main sequence, scatter 0.1 dex."""
+    """log10 gas-phase O/H relative to solar (8.69): Curti et al. (2020, MNRAS 491, 944, eq. 2 and table 4; Chabrier
+    masses), scatter 0.1 dex.
+
+    Lowered by 0.1 dex per dex of SFR above the present-day main sequence: a rough stand-in for their fundamental
+    relation, which has no such constant slope.
+    """
     relation = 8.793 - 0.28 / 1.2 * np.log10(1.0 + 10 ** (-1.2 * (log_mass - 10.02)))
     excess = log_rate - log_main_sequence_rate(log_mass, np.full_like(z, 0.05))
     return np.clip(relation - 8.69 - 0.1 * np.clip(excess, -1.0, 1.5) + 0.1 * rng.standard_normal(z.shape), -1.5, 0.2)
 
 
 def ionisation_parameter(gas: FloatArray, log_ssfr: FloatArray, rng: Rng) -> FloatArray:
-    """log U: falls with metallicity and rises with sSFR (Carton et al. 2017, fig. 8; Kaasinen et al. 2018, section
-    5), scatter 0.2 dex, within the -3.6..-2.2 seen in HII galaxies."""
+    """log U: falls with metallicity, after Carton et al. (2017, MNRAS 468, 2140: -0.8 log Z/Zsun - 3.58), and rises
+    with sSFR, after Kaasinen et al. (2018, MNRAS 477, 5568); scatter 0.2 dex, kept within -3.6..-2.2.
+
+    Slopes and zero point are chosen here: the slope is shallower and solar metallicity lies 0.6 dex above Carton's.
+    """
     mean = -3.0 - 0.6 * gas + 0.25 * np.clip(log_ssfr + 9.8, -1.0, 1.5)
     return np.clip(mean + 0.2 * rng.standard_normal(gas.shape), -3.6, -2.2)
 
@@ -107,11 +127,12 @@ def dust_attenuation(
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
     """(A_V of the diffuse dust, A_V of the birth clouds, slope delta, bump) of each galaxy.
 
-    Star-forming: A(Ha) from mass (Garn & Best 2010, eq. 2, scatter 0.28 mag), of which stars see A_V = 0.535 A(Ha)
-    (Calzetti et al. 2000: E_star = 0.44 E_gas), more when inclined (Battisti et al. 2017); quiescent: exponential,
-    mean 0.05 mag. Birth clouds carry the rest, 1.27 A_V with 0.2 dex scatter. Slopes: steeper where A_V is low
-    (Salim et al. 2018, fig. 3) and shallower where sSFR is high (Kriek & Conroy 2013, fig. 3), scatter 0.2; bump
-    0.85 - 1.9 delta (Kriek & Conroy 2013, eq. 3).
+    Star-forming: A(Ha) from mass (Garn & Best 2010, MNRAS 409, 421, eq. 5, scatter 0.28 mag; mass clipped), of which
+    stars see A_V = 0.535 A(Ha) (Calzetti et al. 2000: E_star = 0.44 E_gas, k(Ha) = 3.33), more when inclined (after
+    Battisti et al. 2017; strength chosen here); quiescent: exponential, mean 0.05 mag (chosen). Birth clouds carry the
+    rest, 1.27 = 1/0.44 - 1 times A_V with 0.2 dex scatter. Slopes: steeper where A_V is low (after Salim et al. 2018)
+    and shallower where sSFR is high (after Kriek & Conroy 2013), scatter 0.2, coefficients chosen; bump
+    0.85 - 1.9 delta (Kriek & Conroy 2013, eq. 3) times 0.3-1, for weaker bumps are seen too.
     """
     x = np.clip(log_mass, 8.5, 11.3) - 10.0
     halpha = 0.91 + 0.77 * x + 0.11 * x**2 - 0.09 * x**3 + 0.28 * rng.standard_normal(x.shape)
@@ -126,8 +147,8 @@ def dust_attenuation(
 
 
 def bulge_mass_fraction(log_mass: FloatArray, log_ssfr: FloatArray, rng: Rng) -> FloatArray:
-    """Bulge share of the mass: rises with mass and falls with sSFR (Bluck et al. 2014, fig. 6; Lang et al. 2014,
-    fig. 5), scatter 1 in logit."""
+    """Bulge share of the mass: rises with mass and falls with sSFR, after Bluck et al. (2014) and Lang et al. (2014);
+    rough, coefficients chosen here, scatter 1 in logit."""
     passive = 1.0 / (1.0 + np.exp((log_ssfr + 11.0) / 0.3))
     logit = -1.6 + 1.0 * (log_mass - 10.3) + 2.2 * passive + 1.0 * rng.standard_normal(log_mass.shape)
     return np.clip(1.0 / (1.0 + np.exp(-logit)), 0.02, 0.98)
@@ -139,8 +160,9 @@ _EARLY = np.array([[0.60, 0.42, 0.22, 0.09], [0.75, 0.71, 0.76, 0.76], [0.10, 0.
 
 
 def half_light_radius_kpc(log_mass: FloatArray, quiescent: BoolArray, z: FloatArray, rng: Rng) -> FloatArray:
-    """Half-light radius: log R = A + alpha log(M / 5e10), scatter, van der Wel et al. (2014, table 1); early types
-    below 2e10 Msun flatten to the slope of late ones (their section 3.2)."""
+    """Half-light radius: log R = A + alpha log(M / 5e10) and its scatter, van der Wel et al. (2014, ApJ 788, 28, table
+    1; rest-frame 5000 A), linear in z between their bins and held outside. Early types below 2e10 Msun, where that
+    fit ends, flatten to the slope of late ones (their data flatten; 0.25 is chosen here)."""
     x = log_mass - np.log10(5e10)
     late, early = ([np.interp(z, _SIZE_Z, row) for row in table] for table in (_LATE, _EARLY))
     early_mean = early[0] + early[1] * np.maximum(x, -0.4) + 0.25 * np.minimum(x + 0.4, 0.0)
@@ -150,8 +172,8 @@ def half_light_radius_kpc(log_mass: FloatArray, quiescent: BoolArray, z: FloatAr
 
 
 def axis_ratio(bulge: FloatArray, rng: Rng) -> FloatArray:
-    """Apparent axis ratio: randomly oriented disks of thickness 0.22 (Unterborn & Ryden 2008) blended with rounder
-    spheroids by bulge share."""
+    """Apparent axis ratio: randomly oriented disks of thickness 0.22 (median of Unterborn & Ryden 2008, ApJ 687, 976;
+    their ellipticity of 0.08 left out) blended with rounder spheroids by bulge share (rough)."""
     cosine = rng.uniform(0.0, 1.0, bulge.shape)
     disk = np.sqrt(cosine**2 + 0.22**2 * (1.0 - cosine**2))
     spheroid = np.clip(rng.normal(0.75, 0.13, bulge.shape), 0.35, 1.0)
@@ -159,7 +181,8 @@ def axis_ratio(bulge: FloatArray, rng: Rng) -> FloatArray:
 
 
 def velocity_dispersion(log_mass: FloatArray, rng: Rng) -> FloatArray:
-    """Stellar velocity dispersion, km/s: Zahid et al. (2016, eq. 5), scatter 0.08 dex."""
+    """Stellar velocity dispersion, km/s: Zahid et al. (2016, ApJ 832, 203, eq. 5 and table 1), measured on quiescent
+    galaxies and used for all; scatter 0.08 dex."""
     x = log_mass - 10.26
     mean = np.log10(118.3) + np.where(x > 0.0, 0.293, 0.403) * x
     return np.clip(10 ** (mean + 0.08 * rng.standard_normal(x.shape)), 35.0, 380.0)
@@ -169,8 +192,8 @@ def gas_dispersion(
     log_mass: FloatArray, axis: FloatArray, quiescent: BoolArray, stellar: FloatArray, rng: Rng
 ) -> FloatArray:
     """Width of the integrated lines, km/s: turbulence of 30 km/s and the rotation seen by a fibre, 0.45 V sin i with
-    the Tully-Fisher relation log V = 2.13 + 0.29 (log M - 10) (Bell & de Jong 2001; Reyes et al. 2011); quiescent
-    galaxies as their stars."""
+    the Tully-Fisher relation log V = 2.13 + 0.29 (log M - 10), after Reyes et al. (2011, MNRAS 417, 2347, eq. 39:
+    2.142 + 0.278 (log M - 10.102)); turbulence and the 0.45 are rough. Quiescent galaxies as their stars."""
     sine = np.sqrt(np.clip(1.0 - axis**2, 0.02, 1.0))
     rotation = 0.45 * 10 ** (2.13 + 0.29 * (log_mass - 10.0)) * sine
     disk = np.sqrt(30.0**2 + rotation**2) * 10 ** (0.08 * rng.standard_normal(axis.shape))

@@ -2,7 +2,8 @@
 
 Angles in degrees, north through east, on a sky with x to the right (west) and y up (north); radii in arcsec along the
 major axis; every profile has unit flux. Sersic indices are rounded to 0.5 so that GalSim's tables are made once a
-process. Sersic profiles end at 8 half-light radii, as the Legacy Surveys' models do (Lang et al. 2016, AJ 151, 36).
+process. Sersic profiles end at 8 half-light radii, about where the de Vaucouleurs models of SDSS and the Tractor do
+(after Hogg & Lang 2013, PASP 125, 719).
 """
 
 from __future__ import annotations

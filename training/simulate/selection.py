@@ -1,9 +1,11 @@
 """Target selections: which galaxies a survey would have observed, from noisy photometry.
 
-South cuts of the DESI main survey in extinction-free magnitudes: BGS (Hahn et al. 2023, section 3), LRG (Zhou et al.
-2023, eqs. 1-5, with W1), ELG (Raichoor et al. 2023, table 2, LOP and VLO). For the realism check: the SDSS main
-sample (Strauss et al. 2002) and LRGs (Eisenstein et al. 2001), both seen by 2MASS, since the real sample is a
-GALEX-SDSS-2MASS match.
+South cuts of the DESI main survey in extinction-free magnitudes: BGS (Hahn et al. 2023, AJ 165, 253), LRG (Zhou et
+al. 2023, AJ 165, 58), ELG (Raichoor et al. 2023, AJ 165, 126; LOP and VLO together), as coded in desitarget. Left out:
+star-galaxy separation, masks, the cuts on total flux in the fibre, and the north's other numbers. For the realism
+check: the SDSS main sample (Strauss et al. 2002, AJ 124, 1810: r < 17.77) and LRGs (Eisenstein et al. 2001, AJ 122,
+2267: cuts I and II without those on surface brightness and stars), both seen by 2MASS, since the real sample is a
+GALEX-SDSS-2MASS match. SDSS magnitudes are true totals here, Petrosian ones there.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ class Proposal:
     """Where candidates of a class are drawn, so that few are drawn in vain: redshift range, log mass range,
     star-forming only, and the faintest magnitude that could pass (None where only colours cut).
 
-    limit: AB magnitude; solar_magnitude: of the Sun in that band (Willmer 2018); mass_to_light: the least of any
-    galaxy, solar; k_correction: the least, mag.
+    limit: AB magnitude; solar_magnitude: of the Sun in that band, AB (Willmer 2018, ApJS 236, 47); mass_to_light: the
+    least of any galaxy, solar; k_correction: the least, mag.
     """
 
     z_min: float
@@ -57,8 +59,9 @@ TARGET_CLASSES: dict[str, Proposal] = {
     "SDSS": Proposal(0.003, 0.55, 7.5, limit=16.6, solar_magnitude=5.08, mass_to_light=0.3, k_correction=-0.6),
 }
 
-# 5-sigma point-source depths (Dey et al. 2019, table 4; WISE: Meisner et al. 2019) turned into the flux error of a
-# galaxy, 1.5 times a point source's.
+# 5-sigma point-source depths turned into the flux error of a galaxy, 1.5 times a point source's (rough). g, r, z:
+# DECaLS where observed three times (Legacy Surveys' DR1 description). W1: rough, for forced photometry on the coadds
+# of five years (Meisner et al. 2019); catalogues made of such data reach 20.4.
 _DEPTH = {"g": 24.65, "r": 23.61, "z": 22.84, "W1": 21.5}
 
 
@@ -97,8 +100,8 @@ def select(
 
 def _bgs(mag: dict[str, FloatArray], fiber: dict[str, FloatArray], rng: np.random.Generator) -> BoolArray:
     """Bright: r < 19.5; faint: 19.5 <= r < 20.175 with a fibre magnitude limit that depends on colour; the faint
-    half is observed less often, kept here with probability 0.5. Fibre cut of the bright sample as in Hahn et al.
-    (2023, eq. 7)."""
+    half is observed less often, kept here with probability 0.5 (rough). The fibre cut of the bright sample is that
+    of Hahn et al. (2023) for 17.8 < r < 20, taken for brighter galaxies too (theirs: fibre magnitude < r + 5.1)."""
     r, fib = mag["r"], fiber["r"]
     colour = (mag["z"] - mag["W1"]) - 1.2 * (mag["g"] - mag["r"]) + 1.2
     bright = (r < 19.5) & (fib < 22.9)
@@ -123,8 +126,8 @@ def _elg(mag: dict[str, FloatArray], fiber: dict[str, FloatArray], rng: np.rando
 
 def _sdss(flux: dict[str, FloatArray], rng: np.random.Generator) -> BoolArray:
     """Main (r < 17.77) or LRG cuts (I and II), times the completeness of the 2MASS Extended Source Catalog: 90 % at
-    Ks = 13.5 (Vega; Jarrett et al. 2000, section 6), hardly any beyond 14.4; Ks(Vega) = Ks(AB) - 1.85 (Blanton &
-    Roweis 2007, table 1)."""
+    Ks = 13.5 (Vega; Jarrett et al. 2000, AJ 119, 2498), hardly any beyond 14.4 (the logistic is tuned, see `realism`);
+    Ks(Vega) = Ks(AB) - 1.85 (Blanton & Roweis 2007, AJ 133, 734)."""
     g, r, i = (ab_magnitude(flux[band]) for band in ("g", "r", "i"))
     completeness = 1.0 / (1.0 + np.exp((ab_magnitude(flux["Ks"]) - 1.85 - 14.0) / 0.2))
     detected = rng.random(r.shape) < completeness

@@ -97,7 +97,8 @@ def _population(shard: Shard, synthesizer: Any, rng: np.random.Generator) -> Gal
 def disk_radius(population: GalaxyPopulation) -> FloatArray:
     """Half-light radius of the disk (arcsec, major axis) such that bulge and disk together have the galaxy's, (N,).
 
-    Solves B P_bulge(R) + (1 - B) P_disk(R) = 1/2 at the galaxy's radius R by bisection; P from Graham & Driver 2005.
+    Solves B P_bulge(R) + (1 - B) P_disk(R) = 1/2 at the galaxy's radius R by bisection; P is the growth curve of a
+    Sersic profile (Graham & Driver 2005, PASA 22, 118).
     """
     share, ratio = population.bulge_fraction, population.bulge_size_ratio
     index = population.sersic_bulge

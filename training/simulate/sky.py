@@ -2,7 +2,7 @@
 
 The numbers were measured on the inverse variance of a deep dark-time DESI coadd (DESI Early Data Release, DESI
 Collaboration 2024, AJ 168, 58; CC-BY 4.0), scaled to 1000 s of effective exposure, the nominal depth of the dark
-survey (Guy et al. 2023, AJ 165, 144, sec. 4.14): a smooth floor for each arm, which holds the atmosphere, the
+survey (Schlafly et al. 2023, AJ 166, 259): a smooth floor for each arm, which holds the atmosphere, the
 throughput, the dichroics and the read noise, and the lines (OH bands, O2, [O I], Na, and weak Hg of civil light;
 identifications in Osterbrock et al. 1996, PASP 108, 277) as their variance over that floor.
 """
@@ -20,7 +20,7 @@ FloatArray = npt.NDArray[np.float64]
 
 REFERENCE_EXPOSURE_S = 1000.0
 
-# First and last wavelength (Angstrom, vacuum) of the arms on DESI's common 0.8 A grid (Guy et al. 2023, table 3).
+# First and last wavelength (Angstrom, vacuum) of the arms on DESI's common 0.8 A grid (Guy et al. 2023, AJ 165, 144).
 ARMS: dict[str, tuple[float, float]] = {"B": (3600.0, 5800.0), "R": (5760.0, 7620.0), "Z": (7520.0, 9824.0)}
 
 # wavelength:sigma, 1e-17 erg/s/cm2/A in a pixel of 0.8 A after REFERENCE_EXPOSURE_S.

@@ -41,8 +41,9 @@ STEP = 0.8
 _BETA = 3.0  # of the Moffat seeing at the fibres
 FIBRE_RADIUS = 0.75  # arcsec; 107 um at 70 um/arcsec (DESI Collaboration 2022, AJ 164, 207)
 
-# Median effective exposure (s), its scatter (dex), and the share of deep (four times) observations. Bright time:
-# nominally 180 s, dark time 1000 s (Schlafly et al. 2023, AJ 166, 259); the Early Data Release holds many deeper ones.
+# Median effective exposure (s), its scatter (dex), and the share of deep (four times) observations: rough. Bright time
+# is nominally 180 s, dark time 1000 s (Schlafly et al. 2023, AJ 166, 259); the Early Data Release holds many deeper
+# ones.
 _BRIGHT, _DARK = (260.0, 0.22, 0.15), (1150.0, 0.18, 0.2)
 _EXPOSURE = {"BGS": _BRIGHT, "SDSS": _BRIGHT, "LRG": _DARK, "ELG": _DARK}
 
@@ -53,7 +54,7 @@ _LSF = np.array(
 )
 
 # Photons (electrons) per pixel from 1e-17 erg/s/cm2/A in REFERENCE_EXPOSURE_S: 8.7 m^2, 0.8 A, and the throughput with
-# fibre and atmosphere of Guy et al. 2023, fig. 4.
+# fibre and atmosphere, rough values after Guy et al. 2023 and DESI Collaboration 2022.
 _THROUGHPUT = np.array(
     [(3600, 0.05), (4000, 0.13), (4500, 0.19), (5500, 0.24), (5800, 0.20), (6500, 0.28), (7400, 0.32), (7600, 0.28)]
     + [(8500, 0.34), (9300, 0.29), (9824, 0.20)]

@@ -34,12 +34,12 @@ OBSERVED_RANGE = (2950.0, 11200.0)
 COARSE_OBSERVED_RANGE = (2900.0, 41900.0)
 BIRTH_CLOUD_AGE_GYR = 0.0112  # bin edge nearest the 10 Myr of Charlot & Fall (2000)
 # Stars rich in alpha elements are bluer than the solar-scaled ones of the grid at equal total metallicity: an excess
-# below about 4900 A of 0.14 mag at [alpha/Fe] = 0.4 (Coelho et al. 2007; Vazdekis et al. 2015), applied as a smooth
-# step.
+# below about 4900 A, after Coelho et al. (2007) and Vazdekis et al. (2015), applied as a smooth step. Its strength,
+# 0.14 mag at [alpha/Fe] = 0.4, is tuned (see `realism`); place and width of the step are chosen here.
 ALPHA_EXCESS_MAG_PER_DEX = 0.35
 ALPHA_EDGE, ALPHA_WIDTH = 4900.0, 250.0  # Angstrom
 KNOT_AGE_GYR = 0.1  # stars younger than this may sit in knots
-LIBRARY_SIGMA_KMS = 60.0  # MILES, FWHM 2.5 A at 5300 A
+LIBRARY_SIGMA_KMS = 60.0  # MILES, FWHM 2.5 A (Beifiori et al. 2011), at 5300 A
 _LSUN_PER_MPC2 = 3.826e33 / (4.0 * np.pi * 3.0857e24**2) * 1e17  # Lsun/A at 1 Mpc -> 1e-17 erg/s/cm2/A
 
 FloatArray = npt.NDArray[np.float64]
