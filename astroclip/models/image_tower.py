@@ -18,7 +18,7 @@ APERTURES = (3.0, 6.0, 12.0, 24.0)  # radii in pixels; at 0.262 arcsec the first
 class AsinhMapping(nn.Module):
     """(N, B, H, W) nanomaggies -> asinh(flux / softening) / 2, so that the sky has scatter of about a half.
 
-    The asinh stretch is Lupton, Szalay & Gunn (1999); fluxes of both signs stay finite and their order is kept,
+    The asinh stretch is Lupton, Gunn & Szalay (1999); fluxes of both signs stay finite and their order is kept,
     so brightness (hence luminosity and mass) is not lost as it is in a clipped colour picture.
     """
 
@@ -35,7 +35,7 @@ class AsinhMapping(nn.Module):
 class AperturePhotometry(nn.Module):
     """(N, B, S, S) nanomaggies -> (N, P) what a catalogue would say of the object at the centre.
 
-    Fluxes in circular apertures as asinh magnitudes (Lupton, Szalay & Gunn 1999) of the middle band, and the
+    Fluxes in circular apertures as asinh magnitudes (Lupton, Gunn & Szalay 1999) of the middle band, and the
     differences of neighbouring bands. A ResNet's pooled features hold colours to some hundredths of a magnitude at
     best, and the light within a fibre, which is what a spectrum shares with the picture, hardly at all.
     """
