@@ -101,7 +101,7 @@ def test_a_survey_read_for_training_gives_the_vectors_that_serving_gives(small_s
 
 def test_towers_of_another_shape_are_refused(tiny_model_dir: Path, towers: dict[str, Path], tmp_path: Path):
     encoder = load_tower(tiny_model_dir, towers["image"], "image", "cpu")
-    assert encoder.encode_images(np.zeros((2, 3, 96, 96), np.float32)).shape == (2, 64)
+    assert encoder.encode_images(np.zeros((2, 3, 96, 96), np.float32)).shape == (2, 128)
     save_file({"stem.0.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"wanted the tower\.safetensors"):
         load_tower(tiny_model_dir, tmp_path / "other.safetensors", "image", "cpu")
