@@ -1,0 +1,164 @@
+"""Published checkpoints to model directories: read without executing them, checked key by key, written as safetensors."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from astroclip.errors import InputError
+from astroclip.models import AstroCLIPConfig, AstroCLIPModel, AstroCLIPProcessor
+from astroclip.weights.card import card
+from astroclip.weights.checkpoint import read_checkpoint
+from astroclip.weights.kinds import KINDS, Heads, Kind, recognise, switches
+from astroclip.weights.source import Source
+
+__all__ = ["KINDS", "Heads", "import_weights"]
+
+SHOWN = 12  # names a message lists before it counts the rest
+LOGIT_SCALE = "logit_scale"  # of AstroCLIP v1 alone; elsewhere the configuration's
+
+
+def import_weights(
+    file: str | Path,
+    out: str | Path,
+    *,
+    kind: str = "auto",
+    heads: Heads | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the checkpoint `file` as a model directory `out` and return it.
+
+    kind:     a name of `KINDS`, or "auto": told from the names of the tensors.
+    heads:    numbers of attention heads, where the file does not say and the published ones are wrong.
+    settings: switches to set otherwise than published, e.g. {"spectrum.last_slice": True}.
+
+    Raises InputError where the file is damaged, of another kind, lacks keys, has keys or shapes that the kind does not
+    have, or where `out` is there already.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not empty; wanted a new folder. Choose another one.", code="out_exists")
+    checkpoint = read_checkpoint(file)
+    source = Source(checkpoint)
+    found = _choose(source, kind)
+    towers = found.towers(source, heads or Heads())
+    _refuse_missing(source, found, source.missing)
+    towers = _switched(towers, settings or {})
+    config = _config(found, towers)
+    model = _filled(source, found, config)
+    _publish(model, card(found, checkpoint, source, config, switches(towers)), out)
+    return out
+
+
+def _choose(source: Source, wanted: str) -> Kind:
+    found = recognise(source)
+    if wanted != "auto" and wanted not in KINDS:
+        raise InputError(f"kind {wanted!r} is unknown; wanted auto or one of {', '.join(KINDS)}.", code="bad_kind")
+    if found is None or wanted not in ("auto", found.name):
+        what = f"a checkpoint of kind {found.name}" if found else f"tensors called {_some(list(source.tensors), 4)}"
+        raise InputError(
+            f"{source.name}: found {what}; wanted {wanted if wanted != 'auto' else ' or '.join(KINDS)}. "
+            + ("Leave out --kind, or give the other file." if found else "Give a published checkpoint."),
+            code="wrong_kind",
+            field="kind",
+        )
+    return found
+
+
+def _switched(towers: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    known = switches(towers)
+    for name, value in settings.items():
+        if name not in known:
+            raise InputError(
+                f"switch {name!r} is unknown for this kind; wanted one of {', '.join(known)}.", code="bad_switch"
+            )
+        modality, _, field = name.partition(".")
+        towers = {**towers, modality: {**towers[modality], field: value}}
+    return towers
+
+
+def _config(kind: Kind, towers: dict[str, Any]) -> AstroCLIPConfig:
+    config = AstroCLIPConfig(**towers, model_name=kind.name)
+    dims = {tower.dim for tower in (config.image_tower, config.spectrum_tower) if tower is not None}
+    if len(dims) > 1:
+        raise InputError(
+            f"The image head gives {config.image_tower.dim} numbers, the spectrum head {config.spectrum_tower.dim}; "
+            "wanted the same. The file mixes two models.",
+            code="mixed_checkpoint",
+        )
+    config.projection_dim = dims.pop()
+    return config
+
+
+def _filled(source: Source, kind: Kind, config: AstroCLIPConfig) -> AstroCLIPModel:
+    """The model with the file's tensors; every name and shape accounted for."""
+    try:
+        with torch.device("meta"):
+            model = AstroCLIPModel(config)
+    except (ValueError, AssertionError, RuntimeError) as error:
+        raise InputError(f"{source.name}: its tensors make no {kind.name}: {error}.", code="bad_shapes") from error
+    wanted = model.state_dict()
+    names = {ours: kind.upstream(ours, source) for ours in wanted}
+    if LOGIT_SCALE not in source.tensors:
+        del names[LOGIT_SCALE]
+    _refuse_missing(source, kind, [name for name in names.values() if name not in source.tensors])
+    unknown = [n for n in source.tensors if n not in set(names.values()) and not re.match(kind.ignored, n)]
+    if unknown:
+        raise InputError(
+            f"{source.name} has tensors that {kind.name} has no place for: {_some(unknown)}. Without them the numbers "
+            "would differ from its own; wanted the published layout.",
+            code="unknown_keys",
+        )
+    wrong = [
+        f"{name} {source.tensors[name].shape}, wanted {tuple(wanted[ours].shape)}"
+        for ours, name in names.items()
+        if source.tensors[name].shape != tuple(wanted[ours].shape)
+    ]
+    if wrong:
+        raise InputError(
+            f"{source.name}: {len(wrong)} tensors have shapes that do not fit the others: {_some(wrong)}. "
+            "Give the published file.",
+            code="bad_shapes",
+        )
+    state = {ours: source.tensors[name].read().to(wanted[ours].dtype) for ours, name in names.items()}
+    state.setdefault(LOGIT_SCALE, torch.tensor(config.logit_scale_init).log())
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def _refuse_missing(source: Source, kind: Kind, missing: list[str]) -> None:
+    if missing:
+        raise InputError(
+            f"{source.name} lacks {len(missing)} of the tensors of {kind.name}: {_some(missing)}. Wanted all of them; "
+            "download the file again, or give the whole checkpoint.",
+            code="missing_keys",
+        )
+
+
+def _some(names: list[str], shown: int = SHOWN) -> str:
+    rest = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _publish(model: AstroCLIPModel, text: str, out: Path) -> None:
+    """Written aside, synced and renamed: `out` is there whole or not at all."""
+    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        model.save_pretrained(aside, max_shard_size="1TB")  # one file, as the embedder wants it
+        AstroCLIPProcessor.for_model(model.config).save_pretrained(aside)
+        (aside / "README.md").write_text(text, encoding="utf-8")
+        for path in aside.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        if out.exists():
+            out.rmdir()
+        os.replace(aside, out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
