@@ -19,26 +19,23 @@ SOFTENING = 20.0  # Q
 
 def astroclip_rgb(pixels: torch.Tensor) -> torch.Tensor:
     """AstroCLIP v2 and AstroDINO: clip((s x + m) f / I, 0, 1) (Lupton+2004 as in legacypipe's sdss_rgb)."""
-    scaled, stretch = _stretch(pixels)
-    return ((scaled + OFFSET) * stretch).clamp(0, 1).flip(1)
+    scales = pixels.new_tensor(SCALES).view(1, -1, 1, 1)
+    stretched, intensity = _stretch(pixels * scales)
+    return ((pixels * scales + OFFSET) * stretched / intensity).clamp(0, 1).flip(1)
 
 
 def stein_rgb(pixels: torch.Tensor) -> torch.Tensor:
     """Stein et al.: clip(x (s + m f / I), 0, 1), with the two image axes exchanged, as their pipeline feeds it."""
-    _, stretch = _stretch(pixels)
-    return (pixels * (_scales(pixels) + OFFSET * stretch)).clamp(0, 1).flip(1).transpose(2, 3)
+    scales = pixels.new_tensor(SCALES).view(1, -1, 1, 1)
+    stretched, intensity = _stretch(pixels * scales)
+    return (pixels * (scales + OFFSET * stretched / intensity)).clamp(0, 1).flip(1).transpose(2, 3)
 
 
-def _scales(pixels: torch.Tensor) -> torch.Tensor:
-    return pixels.new_tensor(SCALES).view(1, -1, 1, 1)
-
-
-def _stretch(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """s x, (N, 3, H, W), and f / I, (N, 1, H, W)."""
-    scaled = pixels * _scales(pixels)
+def _stretch(scaled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """f and I, (N, 1, H, W), of s x; I is kept from 0 after f is taken."""
     intensity = (scaled + OFFSET).clamp_min(0).sum(1, keepdim=True) / 3
     stretched = torch.asinh(SOFTENING * intensity) / SOFTENING**0.5
-    return scaled, stretched / intensity.masked_fill(intensity == 0, 1e-6)
+    return stretched, intensity.masked_fill(intensity == 0, 1e-6)
 
 
 COLOURS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

@@ -29,6 +29,15 @@ __all__ = [
 ]
 
 
+COLOURS = ("raw", "astroclip", "stein")
+OUTPUTS = ("representation", "projection")
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; wanted one of {', '.join(choices)}")
+
+
 @dataclass(frozen=True)
 class ImageTowerConfig:
     """A torchvision ResNet and its projection head.
@@ -84,6 +93,9 @@ class VitTowerConfig:
     positions: bool = False
     residual: bool = False
 
+    def __post_init__(self) -> None:
+        _choice("colours", self.colours, COLOURS)
+
     @property
     def dim(self) -> int:
         return self.head_width or self.embed_dim
@@ -115,6 +127,10 @@ class MocoTowerConfig:
     projection: int = 128
     colours: str = "stein"
     output: str = "representation"
+
+    def __post_init__(self) -> None:
+        _choice("colours", self.colours, COLOURS)
+        _choice("output", self.output, OUTPUTS)
 
     @property
     def feature_dim(self) -> int:

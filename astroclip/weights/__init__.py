@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,19 @@ from astroclip.weights.checkpoint import read_checkpoint
 from astroclip.weights.kinds import KINDS, Heads, Kind, recognise, switches
 from astroclip.weights.source import Source
 
-__all__ = ["KINDS", "Heads", "import_weights"]
+__all__ = ["KINDS", "Heads", "Imported", "import_weights"]
 
 SHOWN = 12  # names a message lists before it counts the rest
 LOGIT_SCALE = "logit_scale"  # of AstroCLIP v1 alone; elsewhere the configuration's
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model directory `path`, the `kind` of file it came from, and `notes` of what was inferred or assumed."""
+
+    path: Path
+    kind: str
+    notes: tuple[str, ...]
 
 
 def import_weights(
@@ -31,12 +41,13 @@ def import_weights(
     kind: str = "auto",
     heads: Heads | None = None,
     settings: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write the checkpoint `file` as a model directory `out` and return it.
+) -> Imported:
+    """Write the checkpoint `file` as a model directory `out`.
 
     kind:     a name of `KINDS`, or "auto": told from the names of the tensors.
     heads:    numbers of attention heads, where the file does not say and the published ones are wrong.
-    settings: switches to set otherwise than published, e.g. {"spectrum.last_slice": True}.
+    settings: switches to set otherwise than published, e.g. {"spectrum.last_slice": True}; words as in a command line
+              do as well.
 
     Raises InputError where the file is damaged, of another kind, lacks keys, has keys or shapes that the kind does not
     have, or where `out` is there already.
@@ -53,7 +64,7 @@ def import_weights(
     config = _config(found, towers)
     model = _filled(source, found, config)
     _publish(model, card(found, checkpoint, source, config, switches(towers)), out)
-    return out
+    return Imported(out, found.name, tuple(source.notes))
 
 
 def _choose(source: Source, wanted: str) -> Kind:
@@ -79,12 +90,26 @@ def _switched(towers: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, 
                 f"switch {name!r} is unknown for this kind; wanted one of {', '.join(known)}.", code="bad_switch"
             )
         modality, _, field = name.partition(".")
-        towers = {**towers, modality: {**towers[modality], field: value}}
+        towers = {**towers, modality: {**towers[modality], field: _value(name, value, known[name])}}
     return towers
 
 
+def _value(name: str, value: Any, published: Any) -> Any:
+    """`value` in the type of the published one."""
+    try:
+        if isinstance(published, bool):
+            return {"true": True, "false": False}[str(value).lower()]
+        return type(published)(value)
+    except (KeyError, ValueError) as error:
+        wanted = "true or false" if isinstance(published, bool) else f"something like {published}"
+        raise InputError(f"switch {name} is {value!r}; wanted {wanted}.", code="bad_switch") from error
+
+
 def _config(kind: Kind, towers: dict[str, Any]) -> AstroCLIPConfig:
-    config = AstroCLIPConfig(**towers, model_name=kind.name)
+    try:
+        config = AstroCLIPConfig(**towers, model_name=kind.name)
+    except ValueError as error:
+        raise InputError(f"{kind.name}: {error}.", code="bad_switch") from error
     dims = {tower.dim for tower in (config.image_tower, config.spectrum_tower) if tower is not None}
     if len(dims) > 1:
         raise InputError(
