@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from astroclip.weights.source import Source
 
 __all__ = ["KINDS", "Heads", "Imported", "import_weights"]
 
-SHOWN = 12  # names a message lists before it counts the rest
+SHOWN = 40  # names a message lists before it counts the rest
 LOGIT_SCALE = "logit_scale"  # of AstroCLIP v1 alone; elsewhere the configuration's
 
 
@@ -59,7 +59,8 @@ def import_weights(
     source = Source(checkpoint)
     found = _choose(source, kind)
     towers = found.towers(source, heads or Heads())
-    _refuse_missing(source, found, source.missing)
+    if source.missing:
+        _refuse_missing(source, found, _names(source, found, _config(found, _outline(towers, source))).values())
     towers = _switched(towers, settings or {})
     config = _config(found, towers)
     model = _filled(source, found, config)
@@ -129,10 +130,8 @@ def _filled(source: Source, kind: Kind, config: AstroCLIPConfig) -> AstroCLIPMod
     except (ValueError, AssertionError, RuntimeError) as error:
         raise InputError(f"{source.name}: its tensors make no {kind.name}: {error}.", code="bad_shapes") from error
     wanted = model.state_dict()
-    names = {ours: kind.upstream(ours, source) for ours in wanted}
-    if LOGIT_SCALE not in source.tensors:
-        del names[LOGIT_SCALE]
-    _refuse_missing(source, kind, [name for name in names.values() if name not in source.tensors])
+    names = _names(source, kind, config)
+    _refuse_missing(source, kind, names.values())
     unknown = [n for n in source.tensors if n not in set(names.values()) and not re.match(kind.ignored, n)]
     if unknown:
         raise InputError(
@@ -157,7 +156,34 @@ def _filled(source: Source, kind: Kind, config: AstroCLIPConfig) -> AstroCLIPMod
     return model.eval()
 
 
-def _refuse_missing(source: Source, kind: Kind, missing: list[str]) -> None:
+def _names(source: Source, kind: Kind, config: AstroCLIPConfig) -> dict[str, str]:
+    """Our name of every entry of the model -> the file's."""
+    with torch.device("meta"):
+        wanted = AstroCLIPModel(config).state_dict()
+    names = {ours: kind.upstream(ours, source) for ours in wanted}
+    if LOGIT_SCALE not in source.tensors:
+        del names[LOGIT_SCALE]
+    return names
+
+
+def _outline(towers: dict[str, Any], source: Source) -> dict[str, Any]:
+    """Towers of the same depth and any widths: they have the names of the entries, where a width cannot be read."""
+    any_width = {"embed_dim": 8, "n_heads": 4, "head_heads": 4, "mlp_hidden": 8, "mlp_ratio": 1, "head_hidden": 8}
+    any_width |= {"section": 20, "max_tokens": 800, "image_size": 24, "patch": 12, "width": 16, "hidden": 8}
+    any_width |= {"projection": 16, "head_width": 16}
+    out = {}
+    for modality, tower in towers.items():
+        out[modality] = {name: any_width.get(name, value) for name, value in tower.items()}
+        if "head_hidden" not in tower and "head_width" in tower:
+            out[modality]["head_width"] = 0
+        fused = [name for name in source.tensors if name.startswith(modality) and name.endswith("attn.in_proj_weight")]
+        if fused:  # where the head is as wide as the tokens, its attention has one projection and not three
+            out[modality]["embed_dim"] = 16
+    return out
+
+
+def _refuse_missing(source: Source, kind: Kind, names: Iterable[str]) -> None:
+    missing = [name for name in names if name not in source.tensors]
     if missing:
         raise InputError(
             f"{source.name} lacks {len(missing)} of the tensors of {kind.name}: {_some(missing)}. Wanted all of them; "
