@@ -177,7 +177,6 @@ class SpectrumTowerConfig:
     head_width: int = 256
     head_heads: int = 4
 
-
     @property
     def grid(self) -> SpectrumGrid:
         return SpectrumGrid(self.wave_min, self.wave_max, self.n_pixels)

@@ -1,4 +1,4 @@
-"""The image tower of Stein et al. and of AstroCLIP's first version: a torchvision ResNet with a two-layer projection."""
+"""The image tower of Stein et al. and of AstroCLIP's first version: a torchvision ResNet and a two-layer projection."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class SpecFormerTower(nn.Module):
         )
 
     def tokens(self, flux: torch.Tensor, ivar: torch.Tensor) -> torch.Tensor:
-        """(N, 1 + sections, 2 + section): the statistics token [(mean - 2)/2, (std - 2)/8, 0 ...], then [0, 0, slice]."""
+        """(N, 1 + slices, 2 + section): the statistics token [(mean - 2)/2, (std - 2)/8, 0 ...], then [0, 0, slice]."""
         x, mean, std = _standardise(flux, ivar > 0)
         section, step = self.config.section, self.config.section - self.config.overlap
         starts = -(-(x.shape[1] - self.config.overlap) // step)

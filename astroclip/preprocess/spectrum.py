@@ -53,7 +53,7 @@ class SpectrumGrid:
 
 @dataclass(frozen=True)
 class LinearSpectrumGrid(SpectrumGrid):
-    """`n_pixels` bins of equal width in wavelength whose centres run from `wave_min` to `wave_max`: DESI's, by default."""
+    """`n_pixels` bins of equal width in wavelength, centres from `wave_min` to `wave_max`; the default is DESI's."""
 
     n_pixels: int = 7781
     spacing: str = "linear"

@@ -1,4 +1,4 @@
-"""Published checkpoints to model directories: read without executing them, checked key by key, written as safetensors."""
+"""Published checkpoints to model directories: read without executing them, checked key by key, then safetensors."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def card(
             f"spectra of {grid.n_pixels} pixels, {grid.wave_min:g} to {grid.wave_max:g} Angstrom (vacuum, observed "
             "frame) in equal steps, 1e-17 erg/s/cm2/A"
         )
-    foreign = f"{len(checkpoint.foreign)} classes named in it, none loaded" if checkpoint.foreign else "no foreign class"
+    foreign = f"{len(checkpoint.foreign)} classes named in it, none loaded" if checkpoint.foreign else "tensors alone"
     return "\n".join(
         [
             "---",
@@ -42,8 +42,8 @@ def card(
             "",
             f"# {kind.name}",
             "",
-            f"{kind.title}. Imported from a published checkpoint by `astroclip weights import`; the weights are those of "
-            "the file, in float32.",
+            f"{kind.title}. Imported from a published checkpoint by `astroclip weights import`; the weights are those "
+            "of the file, in float32.",
             "",
             "## Origin",
             "",

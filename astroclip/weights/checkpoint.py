@@ -123,7 +123,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`data`: the file's content with `StoredTensor` for tensors; `sha256`, `size`: of the file; `name`: without path."""
+    """A file: `data`, with `StoredTensor` for tensors; `name` without path, `sha256`, `size`; `foreign` class names."""
 
     data: Any
     name: str

@@ -1,4 +1,4 @@
-"""The published files: how each kind is recognised, which configuration its tensors imply, and what its keys are called.
+"""The published files: how each kind is recognised, which configuration its tensors imply, what its keys are called.
 
 Names and layouts: AstroCLIP (PolymathicAI; Parker+2024) and its tag neurips23, ssl-legacysurvey (Stein+2021, 2022),
 DINOv2 (Oquab+2023).
@@ -42,7 +42,7 @@ class Heads:
 class Kind:
     """One kind of published file.
 
-    marks:    a name that only this kind has matches it. required entries of the message where nothing matches.
+    marks:    the names of this kind match it, and no other's.
     towers:   the towers' dictionaries (`AstroCLIPConfig`) from the tensors.
     renames:  (our prefix, upstream's), the first that fits counts.
     ignored:  names of the file that the model has no use for.
@@ -111,7 +111,7 @@ def _vit(source: Source, heads: Heads, prefix: str, within: str | None = None) -
     hidden = source.size(*((_in_chunks(f"{prefix}blocks.{i}.mlp.fc1.bias", source), 0) for i in range(2)))
     found = source.setting("num_heads", "VisionTransformer", within) if within else None
     if dim:
-        source.notes.append(f"vision transformer: {layers} layers of width {dim}, {side} x {side} patches of {patch} px")
+        source.notes.append(f"vision transformer: {layers} layers of width {dim}, {side}^2 patches of {patch}^2 pixels")
     return {
         "kind": VitTowerConfig.KIND,
         "image_size": side * patch,
@@ -226,8 +226,9 @@ _ALL = (
     Kind(
         name="astroclip-v1",
         title="AstroCLIP of the NeurIPS 2023 workshop: ResNet for images, SpecFormer for spectra",
-        citation="Lanusse et al. 2023, NeurIPS workshop on machine learning and the physical sciences (arXiv:2310.03024v1)",
-        marks=r"(image_encoder\.backbone\.(conv1|bn1|layer\d|fc)|spectrum_encoder\.(model|multihead_attn|linear\d|norm))\b",
+        citation="Lanusse et al. 2023, NeurIPS workshop ML and the Physical Sciences (arXiv:2310.03024v1)",
+        marks=r"(image_encoder\.backbone\.(conv1|bn1|layer\d|fc)"
+        r"|spectrum_encoder\.(model|multihead_attn|linear\d|norm))\b",
         towers=_v1,
         renames=(
             ("image_tower.head.", "image_encoder.backbone.fc."),
@@ -256,7 +257,7 @@ _ALL = (
     Kind(
         name="stein-moco",
         title="Stein et al.: ResNet for images by MoCo v2",
-        citation="Stein et al. 2021 (arXiv:2110.00023); Stein et al. 2022, ApJ 932, 107 (arXiv:2110.13151)",
+        citation="Stein et al. 2021 (arXiv:2110.13151); Stein et al. 2022, ApJ 932, 107 (arXiv:2110.00023)",
         marks=r"encoder_q\.",
         towers=lambda source, heads: {"image": _resnet(source, "encoder_q."), "spectrum": NONE},
         renames=(("image_tower.head.", "encoder_q.fc."), ("image_tower.backbone.", "encoder_q.")),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
 
 from astroclip.errors import InputError
 from astroclip.weights.checkpoint import Checkpoint, Foreign, StoredTensor

@@ -16,7 +16,6 @@ from astroclip.cli import build_app
 from astroclip.embed import Embedder
 from astroclip.io.mmu import iter_mmu
 from astroclip.preprocess import LinearSpectrumGrid, SpectrumGrid, overlap_matrix, rebin, spectrum_to_grid
-from astroclip.weights import import_weights
 from service.app import make_app
 from service.engine import Engine
 from service.settings import Settings

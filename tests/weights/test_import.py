@@ -241,9 +241,7 @@ def test_the_last_slice_is_dropped_as_upstream_or_kept(n_pixels, dropped, kept):
     flux = torch.rand(1, n_pixels)
     for last_slice, count in ((False, dropped), (True, kept)):
         tower = {"kind": "specformer", "embed_dim": 8, "n_layers": 1, "n_heads": 2, "head_width": 0}
-        config = AstroCLIPConfig(
-            image={"kind": "none"}, spectrum=tower | {"last_slice": last_slice}, projection_dim=8
-        )
+        config = AstroCLIPConfig(image={"kind": "none"}, spectrum=tower | {"last_slice": last_slice}, projection_dim=8)
         tokens = AstroCLIPModel(config).spectrum_tower.tokens(flux, torch.ones_like(flux))
         assert tokens.shape == (1, count, 22)
         if last_slice:

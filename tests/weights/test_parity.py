@@ -33,7 +33,7 @@ def close(found, expected, atol=1e-5, rtol=1e-6) -> None:
 
 
 def same_vectors(embedder, items, expected) -> None:
-    """Raw vectors to 1e-5; unit vectors, as the library gives them, to 1e-5 and a cosine of 0.999999; one by one too."""
+    """Raw vectors to 1e-5; unit vectors, as the library gives them, to 1e-5 and a cosine of 0.999999; alone, too."""
     atol = max(1e-5, 5e-7 * np.abs(expected).max())
     close(raw(embedder, items), expected, atol)
     unit = expected / np.linalg.norm(expected, axis=1, keepdims=True)

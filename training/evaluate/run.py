@@ -263,7 +263,12 @@ def _redshifts(
 
 
 def _pairs(
-    shared: Path, embedder: Embedder, encoder: Encoder | None, objects: list[RealObject], vectors: Array, survey: _Survey
+    shared: Path,
+    embedder: Embedder,
+    encoder: Encoder | None,
+    objects: list[RealObject],
+    vectors: Array,
+    survey: _Survey,
 ) -> dict[str, Any]:
     if encoder is None:
         return {}
