@@ -114,8 +114,8 @@ class AstroCLIPModel(PreTrainedModel):
         return AstroCLIPOutput(loss, image, spectrum, self.scale * image @ spectrum.T)
 
 
-def _tower(config: AnyImageTower | AnySpectrumTower | None, projection_dim: int) -> nn.Module | None:
-    """The tower of a config. The published ones have the length of their vectors from their own layers."""
+def _tower(config: AnyImageTower | AnySpectrumTower | None, projection_dim: int) -> Any:
+    """The tower of a config, or None. The published ones have the length of their vectors from their own layers."""
     if config is None:
         return None
     if isinstance(config, ImageTowerConfig):

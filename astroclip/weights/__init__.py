@@ -64,7 +64,7 @@ def import_weights(
     towers = _switched(towers, settings or {})
     config = _config(found, towers)
     model = _filled(source, found, config)
-    _publish(model, card(found, checkpoint, source, config, switches(towers)), out)
+    _publish(model, config, card(found, checkpoint, source, config, switches(towers)), out)
     return Imported(out, found.name, tuple(source.notes))
 
 
@@ -197,13 +197,13 @@ def _some(names: list[str], shown: int = SHOWN) -> str:
     return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _publish(model: AstroCLIPModel, text: str, out: Path) -> None:
+def _publish(model: AstroCLIPModel, config: AstroCLIPConfig, text: str, out: Path) -> None:
     """Written aside, synced and renamed: `out` is there whole or not at all."""
     aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     aside.parent.mkdir(parents=True, exist_ok=True)
     try:
         model.save_pretrained(aside, max_shard_size="1TB")  # one file, as the embedder wants it
-        AstroCLIPProcessor.for_model(model.config).save_pretrained(aside)
+        AstroCLIPProcessor.for_model(config).save_pretrained(aside)
         (aside / "README.md").write_text(text, encoding="utf-8")
         for path in aside.iterdir():
             with path.open("rb") as file:
