@@ -158,7 +158,8 @@ def test_a_tensor_cannot_reach_beyond_its_storage(arguments, message, tmp_path):
         def __reduce__(self):
             return torch._utils._rebuild_tensor_v2, (storage, *arguments, False, {})
 
-    storage = torch.zeros(4).storage()
+    numbers = torch.zeros(4).untyped_storage()
+    storage = torch.storage.TypedStorage(wrap_storage=numbers, dtype=torch.float32, _internal=True)
     torch.save({"a": Bent()}, tmp_path / "bent.ckpt")
     with pytest.raises(InputError, match=message):
         read_checkpoint(tmp_path / "bent.ckpt")
