@@ -206,6 +206,7 @@ def _publish(model: AstroCLIPModel, config: AstroCLIPConfig, text: str, out: Pat
         AstroCLIPProcessor.for_model(config).save_pretrained(aside)
         (aside / "README.md").write_text(text, encoding="utf-8")
         for path in aside.iterdir():
+            path.chmod(0o644)  # `save_pretrained` leaves the weights to their owner; who serves may be another
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         if out.exists():

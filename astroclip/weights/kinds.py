@@ -95,7 +95,7 @@ def _specformer(source: Source, heads: Heads, prefix: str, within: str | None = 
         "max_tokens": source.size((f"{prefix}position_embed.weight", 0)),
         "embed_dim": dim,
         "n_layers": max(layers, source.setting("num_layers", within=within) or 0),
-        "n_heads": source.heads("spectrum backbone", dim, 128, found, heads.spectrum) if dim else 0,
+        "n_heads": source.heads("spectrum backbone", dim, _heads_of(128, dim), found, heads.spectrum) if dim else 0,
         "mlp_ratio": hidden // dim if dim else 0,
         "head_width": 0,
     }
@@ -118,7 +118,7 @@ def _vit(source: Source, heads: Heads, prefix: str, within: str | None = None) -
         "patch": patch,
         "embed_dim": dim,
         "n_layers": layers,
-        "n_heads": source.heads("image backbone", dim, 64, found, heads.image) if dim else 0,
+        "n_heads": source.heads("image backbone", dim, _heads_of(64, dim), found, heads.image) if dim else 0,
         "mlp_hidden": hidden,
         "head_width": 0,
     }
@@ -141,15 +141,18 @@ def _resnet(source: Source, prefix: str) -> dict[str, Any]:
     }
 
 
+def _heads_of(size: int, width: int) -> int:
+    """Heads of `size` numbers in `width`; 0 where they do not fit."""
+    return 0 if width % size else width // size
+
+
 def _head(source: Source, heads: Heads, query: str, mlp: str, within: str | None = None) -> dict[str, Any]:
     """A learned-query head: `query` its query, `mlp` the first layer of its MLP."""
     width = source.size((f"{query}query", 2), (f"{query}multihead_attn.out_proj.bias", 0), (f"{mlp}.weight", 1))
     found = source.setting("num_heads", "MultiheadAttention", within) if within else None
-    if found is None and heads.projection is None:
-        found = 4  # fixed in both versions' code
     return {
         "head_width": width,
-        "head_heads": source.heads("projection head", width, 256, found, heads.projection) if width else 0,
+        "head_heads": source.heads("projection head", width, 4, found, heads.projection) if width else 0,
         "head_hidden": source.size((f"{mlp}.bias", 0), (f"{mlp}.weight", 0)),
     }
 

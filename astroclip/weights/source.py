@@ -66,15 +66,14 @@ class Source:
                     todo.extend(v for v in value if isinstance(v, dict | list | tuple | Foreign))
         return None
 
-    def heads(self, what: str, width: int, head_size: int, found: int | None, given: int | None) -> int:
-        """Attention heads, which no tensor shows: as given, as the file says, or of the published size."""
+    def heads(self, what: str, width: int, published: int, found: int | None, given: int | None) -> int:
+        """Attention heads, which no tensor shows: as given, as the file says, or as published (4 if that is none)."""
         if given:
             heads, how = given, "as given"
         elif found:
             heads, how = found, "from the hyper-parameters in the file"
         else:
-            heads = width // head_size if width % head_size == 0 else 4
-            how = "ASSUMED: no tensor shows it, and the file does not say"
+            heads, how = published or 4, "ASSUMED as published: the file does not say"
         if width % heads:
             raise InputError(
                 f"{what}: {heads} heads ({how}) do not divide the width {width}. Give their number with "
