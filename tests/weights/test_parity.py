@@ -2,8 +2,8 @@
 
 Tolerances: preprocessing 1e-6, embeddings 1e-5 absolute in float32 and cosine 0.999999, losses and gradients 1e-4
 relative, the k-NN protocol 1e-6. The order of float32 sums depends on the number of threads and the processor: the
-ResNet's pooled features, which reach 97, differ by 0 to 3e-5 with them (a float32 there has steps of 8e-6), so for vectors
-that large the 1e-5 holds of the unit vectors, and 5e-7 of the largest number for the raw ones.
+ResNet's pooled features, which reach 97, differ by 0 to 3e-5 with them (a float32 has steps of 8e-6 there), so for
+vectors that large the 1e-5 holds of the unit vectors, and 5e-7 of the largest number for the raw ones.
 """
 
 from __future__ import annotations
