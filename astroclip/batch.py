@@ -58,6 +58,7 @@ class Encoder(Provenance, Protocol):
     batch_size: int
     image_grid: ImageGrid
     spectrum_grid: SpectrumGrid
+    modalities: tuple[Modality, ...]
 
     def encode(self, prepared: Sequence[Any]) -> npt.NDArray[np.float32]: ...
 
@@ -162,10 +163,11 @@ def _embed_part(units: Sequence[Unit], embedder: Encoder, pool: Executor, progre
     waiting: dict[Modality, list[PartRow]] = {modality: [] for modality in MODALITIES}
     ahead: deque[tuple[Unit, Future[list[PartRow]]]] = deque()
     todo = iter(units)
+    grids = _Grids(embedder.image_grid, embedder.spectrum_grid, embedder.modalities)
     try:
         while True:
             while len(ahead) < PREFETCH_UNITS and (unit := next(todo, None)) is not None:
-                ahead.append((unit, pool.submit(_read_and_prepare, unit, embedder.image_grid, embedder.spectrum_grid)))
+                ahead.append((unit, pool.submit(_read_and_prepare, unit, grids)))
             if not ahead:
                 break
             unit, future = ahead.popleft()
@@ -204,25 +206,37 @@ def _follow_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _read_and_prepare(unit: Unit, image_grid: ImageGrid, spectrum_grid: SpectrumGrid) -> list[PartRow]:
+@dataclass(frozen=True)
+class _Grids:
+    """Where a model wants its inputs, and which it takes."""
+
+    image: ImageGrid
+    spectrum: SpectrumGrid
+    modalities: tuple[Modality, ...]
+
+
+def _read_and_prepare(unit: Unit, grids: _Grids) -> list[PartRow]:
     """Runs in the pool: the unit's rows with their objects on the model's grids."""
     rows = []
     for entry in read_unit(unit):
         row = PartRow(entry, errors=[_message(e) for e in entry.errors])
-        for modality in MODALITIES:
+        unwanted = [m for m in MODALITIES if m not in grids.modalities and getattr(entry, m) is not None]
+        for modality in grids.modalities:
             item: Image | Spectrum | None = getattr(entry, modality)
             if item is None:
                 continue
             row.quality[modality] = item.quality
             try:
                 if isinstance(item, Image):
-                    row.prepared[modality] = image_to_grid(item, image_grid)
+                    row.prepared[modality] = image_to_grid(item, grids.image)
                 else:
-                    row.prepared[modality] = spectrum_to_grid(item, spectrum_grid)
+                    row.prepared[modality] = spectrum_to_grid(item, grids.spectrum)
                 row.quality[modality] = row.prepared[modality].quality
             except AstroClipError as error:
                 row.errors.append(_message(error))
-        if not row.prepared and not row.errors:
+        if not row.prepared and not row.errors and unwanted:
+            row.errors.append(f"no_tower: the row has {unwanted[0]} alone; the model embeds {grids.modalities[0]}")
+        elif not row.prepared and not row.errors:
             row.errors.append("no_object: the row names neither an image nor a spectrum")
         row.entry = Entry(entry.source, entry.object_id, entry.ra, entry.dec, columns=entry.columns)  # pixels go
         rows.append(row)

@@ -1,4 +1,4 @@
-"""`astroclip embed`: the library's own sub-command."""
+"""`astroclip embed` and `astroclip weights`: the library's own sub-commands."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ DEMO_MODEL = Path(__file__).resolve().parents[1] / "service" / "demo" / "model" 
 
 
 def register(app: typer.Typer) -> None:
-    """Add `embed` to the command line."""
+    """Add `embed` and `weights` to the command line."""
     app.command()(embed)
+    weights = typer.Typer(no_args_is_help=True, help="Published checkpoints as model directories.")
+    weights.command("import")(import_files)
+    app.add_typer(weights, name="weights")
 
 
 def embed(
@@ -71,6 +74,35 @@ def embed(
     _say(f"{report.rows:,} rows in {report.parts} parts{resumed}; {report.failed:,} with errors -> {out}")
     if report.rows and report.failed == report.rows:
         raise typer.Exit(1)
+
+
+def import_files(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Published checkpoints (.ckpt, .pth).")],
+    out: Annotated[Path, typer.Option(help="New model directory; of several files, the folder for them.")],
+    kind: Annotated[
+        str, typer.Option(help="auto, astroclip-v2, astroclip-v1, specformer, astrodino or stein-moco.")
+    ] = "auto",
+    switch: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A switch, e.g. spectrum.last_slice=true.")
+    ] = None,
+    image_heads: Annotated[int | None, typer.Option(min=1, help="Attention heads of the image backbone.")] = None,
+    spectrum_heads: Annotated[int | None, typer.Option(min=1, help="Attention heads of the spectrum backbone.")] = None,
+    projection_heads: Annotated[int | None, typer.Option(min=1, help="Attention heads of the projection.")] = None,
+) -> None:
+    """Read published checkpoints, without executing anything in them, into safetensors model directories."""
+    from astroclip.weights import Heads, import_weights
+
+    pairs = [text.partition("=") for text in switch or []]
+    if wrong := [name for name, equals, _ in pairs if not equals]:
+        raise InputError(f"--set {wrong[0]!r} has no '='; wanted NAME=VALUE.", code="bad_switch", field="set")
+    settings = {name: value for name, _, value in pairs}
+    heads = Heads(image_heads, spectrum_heads, projection_heads)
+    for file in files:
+        target = out / file.stem if len(files) > 1 else out
+        made = import_weights(file, target, kind=kind, heads=heads, settings=settings)
+        _say(f"{file.name}: {made.kind} -> {made.path}")
+        for note in made.notes:
+            _say(f"  {note}")
 
 
 def _model(model: Path | None) -> Path:

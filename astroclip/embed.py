@@ -13,7 +13,7 @@ import torch
 from astroclip.errors import InputError, ProvenanceError
 from astroclip.models import AstroCLIPModel, AstroCLIPProcessor
 from astroclip.preprocess import PREPROCESS_VERSION, GridImage, GridSpectrum, image_to_grid, spectrum_to_grid
-from astroclip.types import MODALITIES, Image, Modality, Spectrum
+from astroclip.types import Image, Modality, Spectrum
 
 __all__ = ["Embedder"]
 
@@ -26,10 +26,9 @@ class Embedder:
     `prepare` is numpy only and may run in any thread; `encode` runs the model and belongs to one thread.
 
     model_id, model_sha256: the directory's name for itself and the SHA-256 of its weights file.
+    modalities: what the model embeds; some published models have one tower only.
     device, dtype, dtype_reason: what was chosen, and why.
     """
-
-    modalities: tuple[Modality, ...] = MODALITIES
 
     def __init__(
         self,
@@ -50,6 +49,7 @@ class Embedder:
         self.dtype, self.dtype_reason = _choose_dtype(dtype, self.device)
         self.model = model.eval()
         torch.nn.Module.to(self.model, self.device)
+        self.modalities: tuple[Modality, ...] = model.modalities
         self.processor = processor
         self.image_grid = processor.images
         self.spectrum_grid = processor.spectra
@@ -80,7 +80,9 @@ class Embedder:
     def prepare(self, item: Image | Spectrum) -> GridImage | GridSpectrum:
         """One object onto the model's grid, with its quality brought up to date; raises InputError."""
         if isinstance(item, Image):
+            self.model.require("image")
             return image_to_grid(item, self.image_grid)
+        self.model.require("spectrum")
         return spectrum_to_grid(item, self.spectrum_grid)
 
     def encode(self, prepared: Sequence[GridImage] | Sequence[GridSpectrum]) -> npt.NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""The known input of the readiness check: a spectrum made of arithmetic, so that it needs no file and never changes."""
+"""The known inputs of the readiness check: made of arithmetic, so that they need no file and never change."""
 
 from __future__ import annotations
 
@@ -6,9 +6,23 @@ from functools import cache
 
 import numpy as np
 
-from astroclip.types import Spectrum
+from astroclip.types import Image, Modality, Spectrum
 
-__all__ = ["canary_spectrum"]
+__all__ = ["canary", "canary_image", "canary_spectrum"]
+
+
+def canary(modality: Modality) -> Image | Spectrum:
+    """The known input of a modality."""
+    return canary_spectrum() if modality == "spectrum" else canary_image()
+
+
+@cache
+def canary_image() -> Image:
+    """A round galaxy of 2 arcsec: 152 x 152 pixels of 0.262 arcsec in g, r, z, nanomaggies, no noise."""
+    y, x = np.mgrid[:152, :152] - 75.5
+    profile = np.exp(-np.hypot(x, y) * 0.262 / 2.0)
+    pixels = np.stack([total * profile for total in (0.05, 0.1, 0.15)]).astype(np.float32)
+    return Image(pixels, np.zeros(pixels.shape, bool), ("g", "r", "z"), 0.262)
 
 
 @cache

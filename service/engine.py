@@ -23,7 +23,7 @@ import numpy.typing as npt
 from astroclip.errors import AstroClipError, InputError, LimitError, NotReadyError, ProvenanceError
 from astroclip.io import read_images, read_spectra
 from astroclip.types import Image, Modality, Spectrum
-from service.canary import canary_spectrum
+from service.canary import canary
 from service.settings import Settings
 from service.trace import Trace
 from service.uploads import ReadOptions, Upload
@@ -218,14 +218,15 @@ class Engine:
 
     async def _ask_canary(self) -> None:
         trace = Trace()
-        grid = await self._run(self._decoding, "decode", trace, self.embedder.prepare, canary_spectrum())
+        modality = self.embedder.modalities[-1]  # the spectrum, where the model takes one
+        grid = await self._run(self._decoding, "decode", trace, self.embedder.prepare, canary(modality))
         vector = (await self._run(self._inference, "inference", trace, self.embedder.encode, [grid]))[0]
         if self._canary_vector is None:
             self._canary_vector = vector
         if abs(float(np.linalg.norm(vector)) - 1.0) > 1e-3 or np.abs(vector - self._canary_vector).max() > 1e-3:
             raise ValueError("the canary's vector changed")
         hits, _ = await self.search(
-            trace, self.index.search, vector[None], target="either", k=1, query_modality="spectrum"
+            trace, self.index.search, vector[None], target="either", k=1, query_modality=modality
         )
         if not len(hits[0]):
             raise ValueError("the index returned no hit for the canary")

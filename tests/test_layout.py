@@ -158,6 +158,7 @@ def test_entry_points_are_those_of_pyproject_and_load() -> None:
         ("train image", ["--config"]),
         ("train align", ["--config"]),
         ("evaluate", ["--model", "--data", "--out"]),
+        ("weights import", ["--out", "--kind", "--set"]),
     ],
 )
 def test_command_line_contract(command: str, options: list[str]) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torchvision
 from torch import nn
 
 from astroclip.models.configuration import ImageTowerConfig
+from astroclip.models.resnet import resnet, resnet_features
 
 __all__ = ["AperturePhotometry", "AsinhMapping", "ImageTower"]
 
@@ -76,11 +74,9 @@ class ImageTower(nn.Module):
     def __init__(self, config: ImageTowerConfig, projection_dim: int) -> None:
         super().__init__()
         self.mapping = AsinhMapping(config.softening)
-        block, layers = _ARCHITECTURES[config.arch]
-        self.backbone = torchvision.models.ResNet(block, layers)
-        _set_width(self.backbone, block, layers, config.width, len(config.softening))
-        self.feature_dim = self.backbone.fc.in_features
-        self.backbone.fc = nn.Identity()
+        layers, bottleneck = _ARCHITECTURES[config.arch]
+        self.backbone = resnet(layers, bottleneck, config.width, len(config.softening))
+        self.feature_dim = resnet_features(bottleneck, config.width)
         self.photometry = AperturePhotometry(config.softening)
         self.photometry_embed = nn.Sequential(
             nn.BatchNorm1d(self.photometry.n_features),
@@ -103,21 +99,4 @@ class ImageTower(nn.Module):
         return self.head(torch.cat([self.features(pixels), photometry], dim=1))
 
 
-_ARCHITECTURES: dict[str, tuple[Any, list[int]]] = {
-    "resnet18": (torchvision.models.resnet.BasicBlock, [2, 2, 2, 2]),
-    "resnet50": (torchvision.models.resnet.Bottleneck, [3, 4, 6, 3]),
-}
-
-
-def _set_width(net: torchvision.models.ResNet, block: Any, layers: list[int], width: int, in_channels: int) -> None:
-    """Rebuild torchvision's stages at another base width (it fixes 64) or number of input bands."""
-    if width == 64 and in_channels == 3:
-        return
-    net.inplanes = width
-    net.conv1 = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
-    net.bn1 = nn.BatchNorm2d(width)
-    net.layer1 = net._make_layer(block, width, layers[0])
-    net.layer2 = net._make_layer(block, 2 * width, layers[1], stride=2)
-    net.layer3 = net._make_layer(block, 4 * width, layers[2], stride=2)
-    net.layer4 = net._make_layer(block, 8 * width, layers[3], stride=2)
-    net.fc = nn.Linear(8 * width * block.expansion, 1)
+_ARCHITECTURES = {"resnet18": ((2, 2, 2, 2), False), "resnet50": ((3, 4, 6, 3), True)}  # layers, bottleneck

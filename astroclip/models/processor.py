@@ -11,7 +11,15 @@ import torch
 from transformers import BatchFeature
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
-from astroclip.preprocess import PREPROCESS_VERSION, ImageGrid, SpectrumGrid, image_to_grid, spectrum_to_grid
+from astroclip.models.configuration import AstroCLIPConfig
+from astroclip.preprocess import (
+    PREPROCESS_VERSION,
+    ImageGrid,
+    LinearSpectrumGrid,
+    SpectrumGrid,
+    image_to_grid,
+    spectrum_to_grid,
+)
 from astroclip.types import Image, Spectrum
 
 __all__ = ["AstroCLIPProcessor"]
@@ -30,7 +38,7 @@ class AstroCLIPProcessor(FeatureExtractionMixin):
         **kwargs: Any,
     ) -> None:
         self.image_grid = asdict(ImageGrid(**(image_grid or {})))
-        self.spectrum_grid = asdict(SpectrumGrid(**(spectrum_grid or {})))
+        self.spectrum_grid = asdict(_spectrum_grid(spectrum_grid or {}))
         self.preprocess_version = preprocess_version
         super().__init__(**kwargs)
 
@@ -40,7 +48,13 @@ class AstroCLIPProcessor(FeatureExtractionMixin):
 
     @property
     def spectra(self) -> SpectrumGrid:
-        return SpectrumGrid(**self.spectrum_grid)
+        return _spectrum_grid(self.spectrum_grid)
+
+    @classmethod
+    def for_model(cls, config: AstroCLIPConfig) -> AstroCLIPProcessor:
+        """The processor with the grids that a model's towers take; a missing tower's grid stays the default."""
+        image, spectrum = config.image_tower, config.spectrum_tower
+        return cls(asdict(image.grid) if image else None, asdict(spectrum.grid) if spectrum else None)
 
     def __call__(self, images: Sequence[Image] = (), spectra: Sequence[Spectrum] = ()) -> BatchFeature:
         """`pixel_values` (N, B, S, S), `flux` and `ivar` (N, L) as float32 tensors, for what was given."""
@@ -53,3 +67,7 @@ class AstroCLIPProcessor(FeatureExtractionMixin):
             data["flux"] = torch.from_numpy(np.stack([p.flux for p in placed]))
             data["ivar"] = torch.from_numpy(np.stack([p.ivar for p in placed]))
         return BatchFeature(data)
+
+
+def _spectrum_grid(values: dict[str, Any]) -> SpectrumGrid:
+    return LinearSpectrumGrid(**values) if values.get("spacing") == "linear" else SpectrumGrid(**values)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from astroclip.models.blocks import Block, Feedforward
 from astroclip.models.configuration import SpectrumTowerConfig
 
 __all__ = ["Normalised", "SpectrumTower", "TemplateMatch", "normalise"]
@@ -82,47 +83,6 @@ def normalise(flux: torch.Tensor, ivar: torch.Tensor) -> Normalised:
         ),
         valid=valid,
     )
-
-
-class SelfAttention(nn.Module):
-    """Multi-head attention from one fused q|k|v projection (key names as SpecFormer's)."""
-
-    def __init__(self, dim: int, n_heads: int) -> None:
-        super().__init__()
-        self.n_heads = n_heads
-        self.attention = nn.Linear(dim, 3 * dim)
-        self.projection = nn.Linear(dim, dim)
-
-    def forward(self, x: torch.Tensor, allowed: torch.Tensor | None) -> torch.Tensor:
-        n, t, d = x.shape
-        q, k, v = self.attention(x).view(n, t, 3, self.n_heads, d // self.n_heads).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-        return self.projection(out.transpose(1, 2).reshape(n, t, d))
-
-
-class Feedforward(nn.Module):
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.encoder = nn.Linear(dim, hidden)
-        self.decoder = nn.Linear(hidden, dim)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.decoder(F.gelu(self.encoder(x)))
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, dim: int, n_heads: int, mlp_ratio: int) -> None:
-        super().__init__()
-        self.layernorm1 = nn.LayerNorm(dim)
-        self.attention = SelfAttention(dim, n_heads)
-        self.layernorm2 = nn.LayerNorm(dim)
-        self.mlp = Feedforward(dim, mlp_ratio * dim)
-
-    def forward(self, x: torch.Tensor, allowed: torch.Tensor | None) -> torch.Tensor:
-        x = x + self.attention(self.layernorm1(x), allowed)
-        return x + self.mlp(self.layernorm2(x))
 
 
 class CrossAttentionHead(nn.Module):

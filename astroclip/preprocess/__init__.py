@@ -9,7 +9,14 @@ every index, and a mismatch is refused.
 """
 
 from astroclip.preprocess.image import GridImage, ImageGrid, image_to_grid
-from astroclip.preprocess.spectrum import GridSpectrum, SpectrumGrid, overlap_matrix, rebin, spectrum_to_grid
+from astroclip.preprocess.spectrum import (
+    GridSpectrum,
+    LinearSpectrumGrid,
+    SpectrumGrid,
+    overlap_matrix,
+    rebin,
+    spectrum_to_grid,
+)
 
 PREPROCESS_VERSION = "1"
 
@@ -18,6 +25,7 @@ __all__ = [
     "GridImage",
     "GridSpectrum",
     "ImageGrid",
+    "LinearSpectrumGrid",
     "SpectrumGrid",
     "image_to_grid",
     "overlap_matrix",

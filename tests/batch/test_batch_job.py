@@ -398,7 +398,7 @@ def test_two_jobs_in_one_folder_are_refused(tmp_path, shards, tiny_embedder):
 
 def command(*arguments: object) -> list[str]:
     code = "import typer; from astroclip.commands import register; app = typer.Typer(); register(app); app()"
-    return [sys.executable, "-c", code, *map(str, arguments)]
+    return [sys.executable, "-c", code, "embed", *map(str, arguments)]
 
 
 def test_the_command_is_killed_and_resumed(tmp_path, shards, undisturbed, tiny_model_dir):

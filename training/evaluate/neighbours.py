@@ -43,22 +43,21 @@ def unit(vectors: Array) -> npt.NDArray[np.float32]:
     return scaled
 
 
-def standardise(table: Array, *others: Array) -> tuple[npt.NDArray[np.float32], ...]:
-    """`table` and `others` less the table's mean, over its deviation, per feature (StandardScaler)."""
+def standardise(table: Array, *others: Array) -> tuple[npt.NDArray[np.float64], ...]:
+    """`table` and `others` less the table's mean, over its deviation, per feature, float64 (StandardScaler)."""
     table = np.asarray(table, np.float64)
     mean, spread = table.mean(axis=0), table.std(axis=0)
     spread = np.where(spread > 0, spread, 1.0)
-    return tuple(((np.asarray(a, np.float64) - mean) / spread).astype(np.float32) for a in (table, *others))
+    return tuple((np.asarray(a, np.float64) - mean) / spread for a in (table, *others))
 
 
 def nearest(queries: Array, table: Array, k: int, chunk: int = 512) -> Neighbours:
     """The k nearest rows of `table` (N, D) for each of `queries` (Q, D); k is cut to N.
 
-    Candidates are chosen by |q|^2 + |t|^2 - 2 q.t in float32 (one matrix product); the distances of those
-    chosen are then computed in float64 from differences, since the product loses its digits for near pairs,
-    which weigh most.
+    Distances are sqrt(|q|^2 + |t|^2 - 2 q.t) with one matrix product in float64, as in scikit-learn: good to 1e-7 of
+    the vectors' length, so that a query that is itself in the table stands at about that distance, not at 0.
     """
-    queries, table = np.asarray(queries, np.float32), np.ascontiguousarray(table, np.float32)
+    queries, table = np.asarray(queries, np.float64), np.ascontiguousarray(table, np.float64)
     if queries.ndim != 2 or table.ndim != 2 or queries.shape[1] != table.shape[1] or not len(table):
         raise ValueError(f"queries {queries.shape} and table {table.shape}: wanted (Q, D) and (N > 0, D), one D")
     k = min(k, len(table))
@@ -67,9 +66,9 @@ def nearest(queries: Array, table: Array, k: int, chunk: int = 512) -> Neighbour
     distance = np.empty((len(queries), k))
     for start in range(0, len(queries), chunk):
         some = queries[start : start + chunk]
-        score = squared - 2.0 * (some @ table.T)  # |q|^2 is the same for every row
-        best = np.argpartition(score, k - 1, axis=1)[:, :k] if k < len(table) else np.tile(np.arange(k), (len(some), 1))
-        d = np.linalg.norm(table[best].astype(np.float64) - some[:, None, :], axis=2)
+        apart = squared - 2.0 * (some @ table.T) + np.einsum("qd,qd->q", some, some)[:, None]
+        best = np.argpartition(apart, k - 1, axis=1)[:, :k] if k < len(table) else np.tile(np.arange(k), (len(some), 1))
+        d = np.sqrt(np.maximum(np.take_along_axis(apart, best, axis=1), 0))
         order = np.argsort(d, axis=1, kind="stable")
         rows[start : start + chunk] = np.take_along_axis(best, order, axis=1)
         distance[start : start + chunk] = np.take_along_axis(d, order, axis=1)

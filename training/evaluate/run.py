@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from astroclip.embed import Embedder
+from astroclip.preprocess import SpectrumGrid
 from astroclip.types import MODALITIES, Modality
 from training.data import PROPERTIES, find_shards
 from training.evaluate.baselines import load_redshift_net
@@ -115,7 +116,7 @@ def evaluate(plan: Plan, say: Say = lambda line: None) -> dict[str, Any]:
 
 def _encoders(plan: Plan, embedder: Embedder) -> dict[tuple[str, Modality], Encoder]:
     aligned = ModelEncoder(embedder.model, plan.device)
-    encoders: dict[tuple[str, Modality], Encoder] = {("aligned", "image"): aligned, ("aligned", "spectrum"): aligned}
+    encoders: dict[tuple[str, Modality], Encoder] = {("aligned", modality): aligned for modality in embedder.modalities}
     towers: tuple[tuple[Modality, Path | None], ...] = (
         ("image", plan.image_tower),
         ("spectrum", plan.spectrum_tower),
@@ -159,7 +160,8 @@ def _describe(data: Path, split: Split, survey: _Survey) -> dict[str, Any]:
 
 def _simulated(plan: Plan, survey: _Survey) -> dict[str, Any]:
     """All held-out objects; and those nearer than `NEAR` alone, since R2 grows with the range of what is predicted."""
-    vectors: dict[str, Parts] = {modality: survey.parts("aligned", modality) for modality in MODALITIES}
+    has = [modality for modality in MODALITIES if ("aligned", modality) in survey.train.vectors]
+    vectors: dict[str, Parts] = {modality: survey.parts("aligned", modality) for modality in has}
     targets, column = survey.targets, PROPERTIES.index("redshift")
     val, test = (np.flatnonzero(part[:, column] < NEAR) for part in (targets.val, targets.test))
 
@@ -178,11 +180,11 @@ def _simulated(plan: Plan, survey: _Survey) -> dict[str, Any]:
 
 def _numbers(plan: Plan, vectors: dict[str, Parts], targets: Parts) -> dict[str, Any]:
     repeat: dict[str, Any] = {"n_bootstrap": plan.n_bootstrap, "seed": plan.seed}
-    image, spectrum = vectors["image"].test, vectors["spectrum"].test
-    return {
-        "zero_shot": zero_shot(vectors, targets, **repeat),
-        "retrieval": retrieval(image, spectrum, pool_size=plan.pool_size, **repeat),
-    }
+    out = {"zero_shot": zero_shot(vectors, targets, **repeat)}
+    if len(vectors) == len(MODALITIES):
+        pair = vectors["image"].test, vectors["spectrum"].test
+        out["retrieval"] = retrieval(*pair, pool_size=plan.pool_size, **repeat)
+    return out
 
 
 def _unaligned(plan: Plan, survey: _Survey, encoders: dict[tuple[str, Modality], Encoder]) -> dict[str, Any]:
@@ -212,6 +214,8 @@ def _real(
         line = f"real sky skipped: {plan.shared or 'no folder'} is not there (give it with --shared)"
         say(line)
         return {"skipped": "the folder of real data was not there"}
+    if ("aligned", "spectrum") not in encoders:
+        return {"skipped": "the model has no spectrum tower"}
     say("real sky")
     objects, refused = load_objects(plan.shared, embedder.spectrum_grid)
     if not objects:
@@ -227,7 +231,7 @@ def _real(
     simulated = survey.test.vectors["aligned", "spectrum"]
     return {
         "redshift": {"estimators": chosen, **tables},
-        "pairs": _pairs(plan.shared, embedder, encoders["aligned", "image"], objects, vectors, survey),
+        "pairs": _pairs(plan.shared, embedder, encoders.get(("aligned", "image")), objects, vectors, survey),
         "out_of_class": out_of_class(objects, vectors, table, simulated),
         "objects": _rows(objects, predicted),
         "refused": refused,
@@ -248,7 +252,8 @@ def _redshifts(
         predicted[label] = knn(encoders[name, "spectrum"].encode_spectra(flux, ivar))
         chosen[label] = {"k": knn.k, "how": knn.how, "chosen_on": "simulated validation objects"}
     for folder in plan.baselines:
-        if _baseline(folder)["kind"] == "redshift":
+        # the network reads the project's own grid, which a published encoder does not
+        if _baseline(folder)["kind"] == "redshift" and flux.shape[1] == SpectrumGrid().n_pixels:
             net = load_redshift_net(folder, plan.device)
             device = str(next(net.parameters()).device)
             logits = predict(net, lambda rows: _tensors(flux[rows], ivar[rows]), np.arange(len(flux)), device)
@@ -258,8 +263,15 @@ def _redshifts(
 
 
 def _pairs(
-    shared: Path, embedder: Embedder, encoder: Encoder, objects: list[RealObject], vectors: Array, survey: _Survey
+    shared: Path,
+    embedder: Embedder,
+    encoder: Encoder | None,
+    objects: list[RealObject],
+    vectors: Array,
+    survey: _Survey,
 ) -> dict[str, Any]:
+    if encoder is None:
+        return {}
     pairs = load_pairs(shared, embedder.image_grid, objects)
     if len(pairs) < 2:
         return {}
