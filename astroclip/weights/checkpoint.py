@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -233,6 +234,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Stor
     reach = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) + 1
     if 0 not in shape and reach > storage.length:
         raise ValueError(f"a tensor reaches to {reach} in a storage of {storage.length}")
+    if math.prod(shape) > storage.length:  # strides of 0 would let a few bytes stand for terabytes
+        raise ValueError(f"a tensor of {math.prod(shape)} numbers stands on a storage of {storage.length}")
     return StoredTensor(storage, offset, tuple(shape), tuple(stride))
 
 

@@ -148,6 +148,7 @@ def test_bent_archives_are_refused(tmp_path):
     ("arguments", "message"),
     [
         ((0, (1 << 40,), (1,)), "reaches to 1099511627776 in a storage of 4"),
+        ((0, (1 << 40,), (0,)), "stands on a storage of 4"),
         ((2, (3,), (1,)), "reaches to 5"),
         ((-1, (2,), (1,)), "something else than counts"),
         ((0, (2, 2), (1,)), "other strides than dimensions"),
