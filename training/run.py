@@ -176,7 +176,9 @@ def export_model(model: AstroCLIPModel, out: Path, half: bool = False) -> Path:
         for name, value in model.state_dict().items()
     }
     model.save_pretrained(target, state_dict=weights)
-    AstroCLIPProcessor.for_model(model.config).save_pretrained(target)
+    config = model.config
+    assert isinstance(config, AstroCLIPConfig)
+    AstroCLIPProcessor.for_model(config).save_pretrained(target)
     return target
 
 
