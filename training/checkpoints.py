@@ -11,12 +11,22 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from astroclip.errors import InputError
 
-__all__ = ["CurveLogger", "SafeCheckpointIO", "first_process", "read_curves", "resume_point", "steps_done"]
+__all__ = [
+    "BestWeights",
+    "CurveLogger",
+    "SafeCheckpointIO",
+    "first_process",
+    "read_curves",
+    "resume_point",
+    "steps_done",
+]
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
@@ -117,3 +127,24 @@ def _numbers(row: dict[str, str]) -> bool:
         return all(isinstance(float(value), float) for value in row.values())
     except ValueError:
         return False
+
+
+class BestWeights(ModelCheckpoint):
+    """Keeps the weights of the lowest `val_loss` in `<out>/best.ckpt`."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(
+            dirpath=out,
+            filename="best",
+            monitor="val_loss",
+            save_top_k=1,
+            save_weights_only=True,
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+        )
+
+    def restore(self, module: LightningModule) -> None:
+        """Put the best weights into the module, where a validation has been."""
+        if self.best_model_path and Path(self.best_model_path).exists():
+            found = torch.load(self.best_model_path, map_location=module.device, weights_only=True)
+            module.load_state_dict(found["state_dict"])

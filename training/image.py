@@ -65,11 +65,14 @@ class MomentumContrast(Stage):
         momentum = self.settings.momentum
         for key, query in zip(self.key.parameters(), self.query.parameters(), strict=True):
             key.lerp_(query, 1 - momentum)
-        order = torch.randperm(len(images), generator=generator).to(images.device)
+        order = self._shuffle(len(images), generator).to(images.device)
         # Every other of the shuffled: over several processes, the halves are halves of the joined batch.
         halves = [order[0::2], order[1::2]]
         keys = [F.normalize(self.key(images[half]).float(), dim=1) for half in halves]
         return torch.cat(keys)[torch.cat(halves).argsort()]
+
+    def _shuffle(self, n: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.randperm(n, generator=generator)
 
     @torch.no_grad()
     def _enqueue(self, keys: torch.Tensor) -> None:
