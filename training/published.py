@@ -109,6 +109,7 @@ class FrozenPairs(RecipeStage):
         self.model.image_tower.head.requires_grad_(True)
         self.model.spectrum_tower.head.requires_grad_(True)
         self.model.logit_scale.requires_grad_(settings.scale == "learned")
+        self.train()  # a new model is in train mode throughout, and Lightning leaves it as it is
 
     def train(self, mode: bool = True) -> FrozenPairs:
         super().train(mode)
@@ -174,11 +175,12 @@ def build_model(settings: RecipeSettings, image_init: str = "", spectrum_init: s
     sources = {"image": image_init, "spectrum": spectrum_init}
     loaded: dict[str, Any] = {}
     for modality, folder in sources.items():
-        if folder:
-            loaded[modality] = _encoder(folder, modality, type(towers[modality]))
-            towers[modality] = _with_head(loaded[modality].config, towers[modality])
-        elif settings.tiny and towers[modality] is not None:
+        kind = type(towers[modality])
+        if settings.tiny and towers[modality] is not None:
             towers[modality] = _tiny(towers[modality])
+        if folder:
+            loaded[modality] = _encoder(folder, modality, kind)
+            towers[modality] = _with_head(loaded[modality].config, towers[modality])
     towers = _switched(towers, settings.switches)
     dims = {tower.dim for tower in towers.values() if tower is not None}
     if len(dims) != 1:

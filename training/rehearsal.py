@@ -184,7 +184,8 @@ def _frozen_parts(model: AstroCLIPModel, config: AstroCLIPConfig, trained: int) 
 
 
 def _part(name: str, tower: Any, run: Callable[[], Any], passes: float) -> dict[str, Any]:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    tower.requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
         run()
     counts = counter.get_flop_counts()
     head = next((sum(ops.values()) for module, ops in counts.items() if module.endswith("Tower.head")), 0)

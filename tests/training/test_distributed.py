@@ -38,7 +38,7 @@ def two(data, tmp_path_factory):
 
 
 def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> tuple[float, float]:
-    """Largest difference of any entry, over the largest entry where that is above 1; norm of the difference over a's."""
+    """Largest difference of any entry (over the largest entry, where above 1); norm of the difference over a's."""
     assert a.keys() == b.keys() and a
     largest = max(float((a[name] - b[name]).abs().max()) for name in a)
     largest /= max(1.0, *(float(value.abs().max()) for value in a.values()))
@@ -49,7 +49,7 @@ def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> tuple[
 @pytest.mark.parametrize("case", SAME)
 def test_two_processes_give_the_gradients_of_the_joined_batch(one, two, case):
     largest, relative = difference(one[case]["gradients"], two[case]["gradients"])
-    assert largest <= 1e-5 and relative <= 1e-5, (largest, relative)
+    assert largest <= 1e-5 and relative <= 3e-5, (largest, relative)
     moving = {n for n in one[case]["buffers"] if "running" in n or n == "queue"}
     for name in moving:  # BatchNorm's statistics and MoCo's queue
         torch.testing.assert_close(two[case]["buffers"][name], one[case]["buffers"][name], rtol=1e-4, atol=1e-5)
