@@ -11,10 +11,11 @@ mean over the joined batch, and needs nothing. Three things do need something:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = ["JoinedBatchNorm", "join_batchnorm", "joined_mean", "world_size"]
@@ -37,6 +38,22 @@ def joined_mean(total: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return total * processes / weight.clamp_min(1)
 
 
+class _Sum(torch.autograd.Function):
+    """Sum over processes. Its gradient is the sum of theirs: what each makes of the sum depends on every summand."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
 class JoinedBatchNorm(_BatchNorm):
     """BatchNorm over the rows of all processes in training; numbers of rows may differ. In eval mode: BatchNorm.
 
@@ -57,9 +74,9 @@ class JoinedBatchNorm(_BatchNorm):
         shape = [1, -1, *[1] * (x.dim() - 2)]
         count = x.new_tensor([x.numel() / x.shape[1]])
         dist.all_reduce(count)
-        mean = all_reduce(x.sum(dims)) / count
+        mean = _Sum.apply(x.sum(dims)) / count
         centred = x - mean.view(shape)
-        variance = all_reduce(centred.square().sum(dims)) / count
+        variance = _Sum.apply(centred.square().sum(dims)) / count
         self._follow(mean.detach(), variance.detach() * count / (count - 1).clamp_min(1))
         out = centred * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
