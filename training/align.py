@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from astroclip.losses import info_nce
 from astroclip.models import AstroCLIPModel
@@ -40,6 +41,16 @@ class Alignment(Stage):
         self._photometry: torch.Tensor | None = None
         # The pair loss has its own scale: two spectra of a galaxy agree far better than its image and spectrum do.
         self.pair_scale = nn.Parameter(self.model.logit_scale.detach().clone())
+        self.train()  # the trainer keeps the modes it finds
+
+    def train(self, mode: bool = True) -> Alignment:
+        """Training mode, in which BatchNorm stays as it is where the settings freeze it."""
+        super().train(mode)
+        if mode and self.settings.frozen_norm:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     def batch_order(self) -> Order | None:
         """Rows so ordered that a batch holds galaxies alike in brightness and colour: what a large pool would hold."""

@@ -168,8 +168,10 @@ def test_local_order_is_a_permutation_of_groups_alike():
 
 
 def test_an_aligned_model_goes_on_from_another_and_batches_are_local(survey, tmp_path):
-    first = train_align(AlignSettings(**_common(survey, tmp_path / "a"), local_groups=0), progress=False)
-    settings = AlignSettings(**_common(survey, tmp_path / "b"), model_init=str(first), local_groups=2, local_regions=2)
+    first = train_align(AlignSettings(**_common(survey, tmp_path / "a")), progress=False)
+    settings = AlignSettings(
+        **_common(survey, tmp_path / "b"), model_init=str(first), local_groups=2, local_regions=2, frozen_norm=True
+    )
     from training.run import load_split
 
     module = Alignment(settings, *load_split(settings))
@@ -184,7 +186,14 @@ def test_an_aligned_model_goes_on_from_another_and_batches_are_local(survey, tmp
     assert module._photometry is not None
     brightness = module._photometry[rows, 0]
     assert brightness[: len(rows) // 4 * 4].view(-1, 4).var(1).mean() < brightness.var()
-    train_align(settings, progress=False)
+    refined = AstroCLIPModel.from_pretrained(train_align(settings, progress=False)).state_dict()
+    means = [key for key in started if key.endswith("running_mean")]
+    assert means and all(torch.equal(refined[key], started[key]) for key in means)  # statistics stay, weights move
+    assert not torch.equal(refined["image_tower.head.2.weight"], started["image_tower.head.2.weight"])
+    with pytest.raises(ValueError, match="frozen_norm"):
+        AlignSettings(local_groups=2)
+    with pytest.raises(ValueError, match="model_init"):
+        AlignSettings(frozen_norm=True)
 
 
 def test_mask_fraction_is_what_was_asked():
