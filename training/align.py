@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from astroclip.losses import info_nce
+from astroclip.models import AstroCLIPModel
+from astroclip.models.image_tower import AperturePhotometry
 from training.augment import draw_shifts, move_in_redshift
 from training.data import SurveyArrays
-from training.run import Stage, export_model, new_model, run_stage
+from training.run import Order, Stage, export_model, local_order, new_model, run_stage
 from training.settings import AlignSettings
 from training.stream import staged
 
@@ -31,12 +35,35 @@ class Alignment(Stage):
     def __init__(self, settings: AlignSettings, survey: SurveyArrays, validation: SurveyArrays) -> None:
         super().__init__(settings, survey, validation)
         self.model = new_model(settings)
+        if settings.model_init:
+            self.model.load_state_dict(AstroCLIPModel.from_pretrained(settings.model_init).state_dict())
         _initialise(self.model.image_tower, settings.image_init)
         _initialise(self.model.spectrum_tower, settings.spectrum_init)
+        self._photometry: torch.Tensor | None = None
         # The pair loss has its own scale: two spectra of a galaxy agree far better than its image and spectrum do.
         self.pair_scale = nn.Parameter(self.model.logit_scale.detach().clone())
         # Several processes wait for the gradient of every parameter that wants one.
         self.pair_scale.requires_grad_(bool(settings.spectrum_pair_weight))
+        self.train()  # the trainer keeps the modes it finds
+
+    def train(self, mode: bool = True) -> Alignment:
+        """Training mode, in which BatchNorm stays as it is where the settings freeze it."""
+        super().train(mode)
+        if mode and self.settings.frozen_norm:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def batch_order(self) -> Order | None:
+        """Rows so ordered that a batch holds galaxies alike in brightness and colour: what a large pool would hold."""
+        if not self.settings.local_groups:
+            return None
+        settings = self.settings
+        if self._photometry is None:
+            self._photometry = _photometry(self.survey, self.model.config.image_tower.softening)
+        group = max(1, settings.batch_size // settings.local_groups)
+        return partial(local_order, self._photometry, group=group, regions=settings.local_regions)
 
     def _contrast(
         self, a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor, negatives: torch.Tensor | None = None
@@ -53,21 +80,21 @@ class Alignment(Stage):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Embeddings of a view of each row and, with a pair loss, of a second view and of moved galaxies."""
         survey, settings = self.survey, self.settings
-        augment = settings.spectrum_augmentation
+        second = settings.pair_augmentation
         true = None if survey.flux_true is None else survey.flux_true[rows].to(self.device)
         flux, sigma = survey.flux[rows].to(self.device), survey.sigma[rows].to(self.device)
-        views = [augment(flux, sigma, true, generator)]
+        views = [settings.spectrum_augmentation(flux, sigma, true, generator)]
         if settings.spectrum_pair_weight:
-            views.append(augment(flux, sigma, true, generator))
+            views.append(second(flux, sigma, true, generator))
             n = int(settings.moved_fraction * len(rows))
             if n:
                 shift = draw_shifts(n, *settings.moved_pixels, generator)
                 moved_true = None if true is None else true[:n]
-                views.append(augment(*move_in_redshift(flux[:n], sigma[:n], moved_true, shift), generator))
+                views.append(second(*move_in_redshift(flux[:n], sigma[:n], moved_true, shift), generator))
         joined = (torch.cat(parts) for parts in zip(*views, strict=True))
         embedded = self.model.get_spectrum_features(*joined).split([len(view[0]) for view in views])
-        first, second, moved = (*embedded, None, None)[:3]
-        return first, second, moved
+        first, again, moved = (*embedded, None, None)[:3]
+        return first, again, moved
 
     def training_step(self, rows: torch.Tensor) -> torch.Tensor:
         generator = self.step_generator()
@@ -101,6 +128,15 @@ class Alignment(Stage):
             "val_cosine": F.cosine_similarity(image, spectrum).mean(),
         }
         self.log_dict(values, prog_bar=True, sync_dist=True, batch_size=len(rows))
+
+
+def _photometry(survey: SurveyArrays, softening: tuple[float, ...]) -> torch.Tensor:
+    """(N, F) aperture photometry of the survey's images, each feature scaled to unit variance."""
+    measure = AperturePhotometry(softening)
+    with torch.inference_mode():
+        parts = [measure(survey.image_batch(slice(start, start + 1024))) for start in range(0, len(survey), 1024)]
+    features = torch.cat(parts)
+    return ((features - features.mean(0)) / features.std(0).clamp_min(1e-6)).clone()
 
 
 def _initialise(tower: nn.Module, weights: str) -> None:

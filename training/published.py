@@ -21,9 +21,10 @@ from astroclip.models.moco_tower import MocoTower
 from astroclip.models.specformer_tower import SpecFormerTower, mask_chunks
 from training.checkpoints import BestWeights
 from training.distributed import joined_mean
+from training.loader import Batch
 from training.recipes import MaskedSettings, PairSettings, RecipeSettings
 from training.run import export_model, run_stage, warmup_cosine
-from training.stream import Batch, PairStage, open_parts
+from training.stream import PairStage, open_parts
 
 __all__ = ["FrozenPairs", "MaskedSpecFormer", "build_model", "train_masked", "train_pairs"]
 

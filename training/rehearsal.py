@@ -42,6 +42,8 @@ def shrunk(settings: StageSettings) -> StageSettings:
         small["preset"] = "tiny"
     if isinstance(settings, (PairSettings, AlignSettings)):
         small |= {"image_init": "", "spectrum_init": ""}
+    if isinstance(settings, AlignSettings):
+        small |= {"model_init": "", "local_groups": 0, "frozen_norm": False}  # they go on from a trained model
     if isinstance(settings, ImageSettings):
         small["queue"] = 16
     return replace(settings, **small)

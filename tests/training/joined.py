@@ -82,6 +82,7 @@ def _stage(case: str, data: str, out: Path, world: int) -> Any:
     }
     own = {**common, "preset": "tiny"}
     aligned = {"moved_fraction": 1.0, "image_augmentation": pictures, "spectrum_augmentation": views}
+    aligned |= {"pair_augmentation": views}
     if case == "spectrum":
         return staged(spectrum.MaskedSpectrum, SpectrumSettings(**own, augmentation=views))
     if case == "image":

@@ -16,17 +16,18 @@ from typer.testing import CliRunner
 from astroclip.cli import build_app
 from astroclip.embed import Embedder
 from astroclip.errors import InputError
+from training.align import Alignment
 from training.published import build_model, pair_stage, train_pairs
 from training.recipes import PairSettings, read_recipe
 from training.rehearsal import describe, rehearse
-from training.settings import StreamSettings
+from training.settings import AlignSettings, StreamSettings
+from training.stream import staged
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "training" / "configs").glob("*.toml"))
-PAPER = [path for path in CONFIGS if not path.name.startswith("demo-")]
 
 
 def stage_of(config: Path) -> str:
-    return config.stem.rpartition("-")[2]
+    return {"refine": "align"}.get(name := config.stem.rpartition("-")[2], name)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,14 @@ def test_alignment_without_encoders_is_refused(shards, tmp_path):
         pair_stage(PairSettings(data=str(shards), out=str(tmp_path)))
     with pytest.raises(InputError, match="no model directory at .*absent"):
         pair_stage(PairSettings(data=str(shards), out=str(tmp_path), image_init="absent", spectrum_init="absent"))
+
+
+def test_local_batches_want_the_survey_in_memory(shards, tmp_path):
+    local = {"model_init": "some/model", "frozen_norm": True, "local_groups": 2}
+    settings = AlignSettings(preset="tiny", data=str(shards), out=str(tmp_path), **local)
+    streamed = dataclasses.replace(settings, stream=StreamSettings(enabled=True))
+    with pytest.raises(InputError, match="local_groups with a streamed survey"):
+        staged(Alignment, streamed)
 
 
 def test_switches_are_those_of_the_towers():

@@ -17,10 +17,10 @@ from pair_files import write_shards
 
 from astroclip.errors import InputError
 from training.checkpoints import CurveLogger, SafeCheckpointIO, read_curves, resume_point, steps_done
+from training.loader import PairLoader, epoch_order
 from training.pairs import open_pairs
 from training.run import run_stage
 from training.settings import StreamSettings
-from training.stream import PairLoader, epoch_order
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 12
