@@ -18,6 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from astroclip.models import AstroCLIPConfig, AstroCLIPModel
+from training.checkpoints import read_curves
 from training.pairs import open_pairs
 from training.recipes import MaskedSettings, PairSettings, RecipeSettings, Train
 from training.settings import AlignSettings, ImageSettings, StageSettings
@@ -55,7 +56,8 @@ def rehearse(settings: StageSettings, train: Train, tiny: bool = False, progress
     seconds counts everything; peak_gib is GPU memory where there is a GPU, else the process's own.
     """
     settings = shrunk(settings) if tiny else settings
-    stream = replace(settings.stream, val_objects=settings.batch_size, workers=min(settings.stream.workers, 2))
+    workers = min(settings.stream.workers, 1) if tiny else settings.stream.workers
+    stream = replace(settings.stream, val_objects=settings.batch_size, workers=workers)
     folder = Path(settings.out) / "rehearsal"
     short = replace(
         settings,
@@ -75,8 +77,6 @@ def rehearse(settings: StageSettings, train: Train, tiny: bool = False, progress
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     made = train(short, progress)
-    from training.checkpoints import read_curves
-
     losses = [row["train_loss"] for row in read_curves(folder) if "train_loss" in row]
     return {
         "steps": len(losses),
