@@ -12,6 +12,9 @@ of the epoch, that is from window/chunk places of the file.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -68,6 +71,19 @@ def _context() -> Any:
     return context
 
 
+def _outlive_nobody(worker: int) -> None:
+    """End this worker with the training process. torch's own watch looks at the parent, which is the server here; and
+    the server waits for its workers, so that all would stay after a kill."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
+
+
 class PairLoader:
     """Iterates over the batches of this process from the run's current step to the end of the epoch.
 
@@ -112,6 +128,7 @@ class PairLoader:
             sampler=self.rows(self.position()),  # type: ignore[arg-type]
             batch_size=None,
             num_workers=self.stream.workers,
+            worker_init_fn=_outlive_nobody,
             multiprocessing_context=_context() if self.stream.workers else None,
             prefetch_factor=self.stream.prefetch if self.stream.workers else None,
             pin_memory=self.pin,

@@ -56,7 +56,7 @@ def rehearse(settings: StageSettings, train: Train, tiny: bool = False, progress
     seconds counts everything; peak_gib is GPU memory where there is a GPU, else the process's own.
     """
     settings = shrunk(settings) if tiny else settings
-    workers = min(settings.stream.workers, 1) if tiny else settings.stream.workers
+    workers = 0 if tiny else settings.stream.workers
     stream = replace(settings.stream, val_objects=settings.batch_size, workers=workers)
     folder = Path(settings.out) / "rehearsal"
     short = replace(

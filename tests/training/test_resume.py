@@ -23,7 +23,7 @@ from training.run import run_stage
 from training.settings import StreamSettings
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 12
+STEPS = 8
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +40,26 @@ def losses(out: Path) -> dict[int, float]:
 def killed(name: str, data: Path, out: Path, after: int) -> None:
     command = [sys.executable, str(Path(__file__).with_name("killed.py")), name, str(data), str(out), str(after)]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=250)
+    # The command returns when nobody holds its output any more: its readers have ended as well.
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize(
     ("name", "after", "held", "tolerance"),
-    [("align", 7, 6, 0.0), ("image", 7, 6, 0.0), ("v1", 5, 4, 0.0), ("bf16", 7, 6, 1e-3)],
+    [
+        ("align", 5, 4, 0.0),
+        ("v1", 7, 6, 0.0),
+        pytest.param("align", 7, 6, 0.0, marks=pytest.mark.slow),
+        pytest.param("image", 7, 6, 0.0, marks=pytest.mark.slow),
+        pytest.param("v1", 5, 4, 0.0, marks=pytest.mark.slow),
+        pytest.param("bf16", 7, 6, 1e-3, marks=pytest.mark.slow),
+    ],
 )
 def test_kill_and_resume_repeats_the_uninterrupted_loss_curve(data, tmp_path, name, after, held, tolerance):
     """In float32 to the last digit. The kill falls between two checkpoints, so a step is done again.
 
-    An epoch has four steps: the last checkpoint lies in mid-epoch, or at an epoch's end before its validation (v1).
+    An epoch has four steps: the last checkpoint lies in mid-epoch (6), or at an epoch's end before its validation (4).
     """
     main(name, str(data), str(tmp_path / "whole"))
     whole = losses(tmp_path / "whole")
