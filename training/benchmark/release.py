@@ -23,6 +23,7 @@ from typing import Any
 from astroclip import __version__
 from astroclip.errors import InputError
 from training.benchmark.fingerprint import ColumnPrint, ShardPrint, largest_difference, print_shard
+from training.evaluate.retrieval import draw_pools, pools_sha256
 from training.split import Split, shard_number, split_shards
 
 __all__ = ["TOLERANCE", "Release", "Verdict", "file_sha256", "find_release", "known_releases", "make_release", "verify", "write_release"]
@@ -42,7 +43,7 @@ class Release:
 
     split:        part -> shard paths relative to the survey folder.
     table_shards: so many of the first training shards are the table that neighbours and heads are fitted on.
-    pools:        sizes of the retrieval pools; seed decides pools, few-shot draws and bootstrap resamples.
+    pools:        sizes of the retrieval pools; `pools_sha256` has their digests; seed decides pools, few-shot draws and bootstrap resamples.
     """
 
     name: str
@@ -81,6 +82,10 @@ class Release:
     @property
     def pools(self) -> tuple[int, ...]:
         return tuple(self.content["pools"])
+
+    @property
+    def pool_digests(self) -> dict[str, str]:
+        return dict(self.content["pools_sha256"])
 
     @property
     def seed(self) -> int:
@@ -257,7 +262,7 @@ def make_release(
     paths = _present(folder)
     split = split_shards(folder / path for path in paths)
     columns: list[list[str]] = []
-    shards = []
+    shards: list[dict[str, Any]] = []
     for path in paths:
         file = folder / path
         found = print_shard(file)
@@ -278,6 +283,7 @@ def make_release(
             }
         )
         say(f"{len(shards)} of {len(paths)} shards")
+    rows = {entry["path"]: entry["rows"] for entry in shards}
     content = {
         "format": FORMAT,
         "name": name,
@@ -285,11 +291,13 @@ def make_release(
         "generator": {key: plan[key] for key in ("format_version", "n", "seed", "mix", "shard_size")},
         "code": {"astroclip": __version__, **{p: metadata.version(p) for p in ("bagpipes", "galsim", "numpy")}},
         "note": plan["note"],
-        "split": {
-            part: [path.relative_to(folder).as_posix() for path in getattr(split, part)] for part in PARTS
-        },
+        "split": split.names(),
         "table_shards": table_shards,
         "pools": list(pools),
+        "pools_sha256": {
+            str(size): pools_sha256(draw_pools(sum(rows[path] for path in split.names()["test"]), size, seed=seed))
+            for size in pools
+        },
         "evaluation_seed": seed,
         "columns": columns,
         "shards": shards,

@@ -16,6 +16,7 @@ class Target:
     path:  keys from the root of the result to the entry {"value", "lo", "hi"} (or to a bare number).
     sense: ">=" or "<=".
     less:  keys of an entry to subtract first (a comparison, which has no interval of its own).
+    pool:  size that the pools beside the entry must have; in others nothing is measured.
     """
 
     name: str
@@ -23,12 +24,15 @@ class Target:
     sense: str
     wanted: float
     less: tuple[str, ...] | None = None
+    pool: int = 0
 
     def judge(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """{"name", "sense", "wanted", "value", "lo", "hi", "passed"}; None where not measured."""
         out: dict[str, Any] = {"name": self.name, "sense": self.sense, "wanted": self.wanted}
         value, lo, hi = _at(result, self.path)
         base = _at(result, self.less)[0] if self.less else 0.0
+        if self.pool and _at(result, (*self.path[:-1], "pool_size"))[0] != self.pool:
+            value = None
         if value is None or base is None:
             return {**out, "value": None, "lo": None, "hi": None, "passed": None}
         if self.less:
@@ -100,6 +104,7 @@ TARGETS: tuple[Target, ...] = (
         ("simulated", "retrieval", "image->spectrum", "recall@10"),
         ">=",
         0.5,
+        pool=1000,
     ),
     Target("real DESI, z < 0.6: sigma_NMAD", _real("z<0.6", "sigma_nmad"), "<=", 0.005),
     Target("real DESI, z < 0.6: outliers (0.05)", _real("z<0.6", "outliers_0.05"), "<=", 0.10),
@@ -120,6 +125,7 @@ TARGETS: tuple[Target, ...] = (
         ("simulated", "retrieval_2000", "image->spectrum", "recall@10"),
         ">=",
         0.5,
+        pool=2000,
     ),
     *(
         Target(
