@@ -70,9 +70,11 @@ def register(app: typer.Typer) -> None:
         settings = read_settings(AlignSettings, config, **_overrides(data, out, epochs, max_minutes))
         typer.echo(train_align(settings, progress))
 
+    from training.benchmark.cli import register as register_benchmark
     from training.evaluate.cli import register as register_evaluate
 
     register_evaluate(app)
+    register_benchmark(app)
 
 
 def _overrides(data: Path | None, out: Path | None, epochs: int | None, max_minutes: float | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from astroclip.models import AstroCLIPConfig, AstroCLIPModel, AstroCLIPProcessor
 from training.data import SurveyArrays, find_shards, load_survey
 from training.settings import StageSettings
 from training.split import split_shards
+from training.timing import TrainingLog
 
 __all__ = ["RowBatches", "Stage", "export_model", "load_split", "new_model", "run_stage", "warmup_cosine"]
 
@@ -152,7 +153,7 @@ def run_stage(module: Stage, callbacks: list[Callback] | None = None, progress: 
         num_nodes=settings.num_nodes,
         gradient_clip_val=settings.clip,
         logger=CSVLogger(out, name="", version="curves", flush_logs_every_n_steps=10),
-        callbacks=[saver, *(callbacks or [])],
+        callbacks=[saver, TrainingLog(out, settings), *(callbacks or [])],
         log_every_n_steps=10,
         enable_progress_bar=progress,
         enable_model_summary=False,

@@ -1,12 +1,13 @@
 """Data releases: which survey a result was measured on, and whether a folder on disk is that survey.
 
-A release is a JSON file in `training/benchmark/releases/`: the command that makes the data, generator and code version,
-the split, the table and the pools of the evaluation, and for every shard the SHA-256 of its file, a digest of its values
-and a fingerprint per column (`training.benchmark.fingerprint`). It is small enough to be committed; the data are not.
+A release is a JSON file in `training/benchmark/releases/`: the command that makes the data, generator and code
+version, the split, the table and the pools of the evaluation, and for every shard the SHA-256 of its file, a digest
+of its values and a fingerprint per column (`training.benchmark.fingerprint`). It is small enough to be committed; the
+data are not.
 
 A folder is `identical` (every file or every value to the bit), `equal within tolerance` (made anew on a machine that
-rounds otherwise: every column's fingerprint within `TOLERANCE` standard deviations), or `different`, with shard and column.
-"""
+rounds otherwise: every column's fingerprint within `TOLERANCE` standard deviations), or `different`, with shard and
+column. """
 
 from __future__ import annotations
 
@@ -26,7 +27,17 @@ from training.benchmark.fingerprint import ColumnPrint, ShardPrint, largest_diff
 from training.evaluate.retrieval import draw_pools, pools_sha256
 from training.split import Split, shard_number, split_shards
 
-__all__ = ["TOLERANCE", "Release", "Verdict", "file_sha256", "find_release", "known_releases", "make_release", "verify", "write_release"]
+__all__ = [
+    "TOLERANCE",
+    "Release",
+    "Verdict",
+    "file_sha256",
+    "find_release",
+    "known_releases",
+    "make_release",
+    "verify",
+    "write_release",
+]
 
 FOLDER = Path(__file__).with_name("releases")
 FORMAT = 1
@@ -43,7 +54,8 @@ class Release:
 
     split:        part -> shard paths relative to the survey folder.
     table_shards: so many of the first training shards are the table that neighbours and heads are fitted on.
-    pools:        sizes of the retrieval pools; `pools_sha256` has their digests; seed decides pools, few-shot draws and bootstrap resamples.
+    pools:        sizes of the retrieval pools, with digests in `pool_digests`.
+    seed:         of pools, few-shot draws and bootstrap resamples.
     """
 
     name: str
@@ -182,8 +194,8 @@ def verify(
 ) -> Verdict:
     """Compare the shards of `folder` with the release, one at a time.
 
-    A file whose bytes are the release's is not opened. Of any other, digests and fingerprints are made. Damaged, missing
-    and additional shards make the folder different; nothing raises.
+    A file whose bytes are the release's is not opened. Of any other, digests and fingerprints are made. Damaged,
+    missing and additional shards make the folder different; nothing raises.
     """
     recorded = release.shards()
     wanted = [path for part in parts for path in release.split_names[part]]

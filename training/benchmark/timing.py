@@ -62,7 +62,7 @@ def time_to_quality(paths: Sequence[Path]) -> dict[str, Any]:
         so_far = run_so_far(events)
         platforms = [event.metadata for event in events if event.key == "submission_platform"]
         measured = [event for event in events if event.key == "eval_accuracy"]
-        stage = {
+        stage: dict[str, Any] = {
             "stage": next((str(event.value) for event in events if event.key == "stage"), path.parent.name),
             "seconds": so_far.run_time_ms / 1000,
             "samples": so_far.samples,

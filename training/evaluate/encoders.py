@@ -23,7 +23,16 @@ from astroclip.preprocess import PREPROCESS_VERSION, ImageGrid, SpectrumGrid
 from astroclip.types import Modality
 from training.evaluate.fit import choose_device
 
-__all__ = ["Encoder", "ModelEncoder", "Source", "Sources", "TowerEncoder", "load_tower", "model_sources", "tower_source"]
+__all__ = [
+    "Encoder",
+    "ModelEncoder",
+    "Source",
+    "Sources",
+    "TowerEncoder",
+    "load_tower",
+    "model_sources",
+    "tower_source",
+]
 
 Array = npt.NDArray[Any]
 

@@ -166,7 +166,9 @@ def _sources(plan: Plan, embedder: Embedder) -> Sources:
         if weights is not None:
             sources["unaligned", modality] = tower_source(embedder, plan.model, weights, modality, plan.device)
     names = [name for name, _ in plan.encoders]
-    if clash := sorted({name for name in names if name in RESERVED or names.count(name) > 1 or not name.isidentifier()}):
+    if clash := sorted(
+        {name for name in names if name in RESERVED or names.count(name) > 1 or not name.isidentifier()}
+    ):
         raise InputError(
             f"found encoder names {', '.join(clash)}; wanted each once, letters, digits and underscores, none of "
             f"{', '.join(RESERVED)}; choose another NAME in --encoder NAME=DIR",
@@ -222,7 +224,10 @@ def _measure(
     for name in dict.fromkeys(name for name, _ in sources):
         say(f"tasks of {name}")
         with _task(events, f"tasks: {name}"):
-            tasks = {"what": _what(sources, name), **run_tasks(encoded, name, settings, shared_space=name != "unaligned")}
+            tasks = {
+                "what": _what(sources, name),
+                **run_tasks(encoded, name, settings, shared_space=name != "unaligned"),
+            }
         if name in RESERVED:
             result["simulated" if name == "aligned" else name] = tasks
         else:
@@ -265,7 +270,9 @@ def _embed(split: Split, sources: Sources, cache: Path | None, say: Say) -> Enco
             say(f"{done} objects embedded, {done / (time.perf_counter() - began):.0f} a second")
 
     kept = VectorCache(cache) if cache else None
-    parts = [encode_part(shards, sources, cache=kept, report=progress) for shards in (split.train, split.val, split.test)]
+    parts = [
+        encode_part(shards, sources, cache=kept, report=progress) for shards in (split.train, split.val, split.test)
+    ]
     return Encoded(*parts)
 
 

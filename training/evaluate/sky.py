@@ -1,7 +1,7 @@
 """The real-sky section of a result: redshifts by every method on the same objects, partners, strangers, morphology.
 
-Neighbours and heads come from the simulated table; nothing is tuned on the sky. Each method reads the spectra on its own
-grid; an object that some grid cannot take is left out for all, so that methods are compared on the same objects.
+Neighbours and heads come from the simulated table; nothing is tuned on the sky. Each method reads the spectra on its
+own grid; an object that some grid cannot take is left out for all, so that methods are compared on the same objects.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ their numbers stand in the same tables.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,10 @@ NEAR = 0.6  # DESI's bright galaxies end here, and with them AstroCLIP's sample
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """pools: sizes of the retrieval pools, the first for the validation objects too; seed: of pools, labels and bootstrap."""
+    """pools: sizes of the retrieval pools, the first for the validation objects too.
+
+    seed: of pools, labels and bootstrap.
+    """
 
     pools: tuple[int, ...] = (POOL_SIZE, 2000)
     n_bootstrap: int = 500
@@ -92,7 +95,7 @@ def run_tasks(encoded: Encoded, name: str, settings: TaskSettings, *, shared_spa
 
 
 def _numbers(
-    vectors: Mapping[str, Parts], targets: Parts, settings: TaskSettings, ways: Mapping[str, Sequence[tuple[str, str]]]
+    vectors: Mapping[str, Parts], targets: Parts, settings: TaskSettings, ways: Mapping[str, Any]
 ) -> dict[str, Any]:
     out: dict[str, Any] = {"zero_shot": zero_shot(vectors, targets, **ways, **settings.repeat)}
     if not ways and len(vectors) == len(MODALITIES):

@@ -5,11 +5,10 @@ redrock uses for galaxies (Bailey et al.; templates of redrock, BSD-3, read from
 
     chi2(z) = sum_p w_p f_p^2 - b^T A^-1 b,   b_i = sum_p w_p f_p T_i(p, z),   A_ij = sum_p w_p T_i(p, z) T_j(p, z)
 
-with flux f and inverse variance w. On a grid uniform in ln(wavelength) a redshift is a shift, so the sums over pixels are
-correlations, one Fourier transform each for all redshifts. Sub-pixel redshifts come from templates averaged over bins
-that start at `PHASES` fractions of a pixel (18 km/s at four), and a parabola through the three best. Unlike redrock, the
-spectrograph's resolution beyond its pixels is not applied, and no other class (QSO, star) competes.
-"""
+with flux f and inverse variance w. On a grid uniform in ln(wavelength) a redshift is a shift, so the sums over pixels
+are correlations, one Fourier transform each for all redshifts. Sub-pixel redshifts come from templates averaged over
+bins that start at `PHASES` fractions of a pixel (18 km/s at four), and a parabola through the three best. Unlike
+redrock, the spectrograph's resolution beyond its pixels is not applied, and no other class (QSO, star) competes. """
 
 from __future__ import annotations
 
