@@ -2,9 +2,9 @@
 
 The digest is over the values (dtype, shape, little-endian bytes), so another HDF5 version or compression gives the
 same. The fingerprint holds three numbers of the column taken as one long vector x of n values (a value that is not
-finite counts as 0): its mean, its standard deviation, and the mean of x_i w_i with w_i = frac(i phi) - 1/2 (phi the golden
-ratio), which changes when values are exchanged. A last-bit difference moves none of them visibly; one galaxy of 500
-replaced moves the mean by about 2e-3 deviations.
+finite counts as 0): its mean, its standard deviation, and the mean of x_i w_i with w_i = frac(i phi) - 1/2 (phi: the
+golden ratio), which changes when values are exchanged. A last-bit difference moves none of them visibly; one
+galaxy of 500 replaced moves the mean by about 2e-3 deviations.
 """
 
 from __future__ import annotations

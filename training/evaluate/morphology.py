@@ -2,9 +2,9 @@
 
 The real sample is small (235 Legacy Surveys pictures with a ring label and three vote fractions, chosen for their
 rings and all of them featured disks), so it is judged by cross-validation, and its intervals are wide: it says whether
-there is a signal, not which of two good encoders is better. The pictures are colour PNGs of unknown pixel scale, read as the
-service reads an upload (`calibrated=False`, 0.262" assumed). The simulated counterpart is large, but knows nothing of
-arms, bars or rings: only bulge, inclination and size.
+there is a signal, not which of two good encoders is better. The pictures are colour PNGs of unknown pixel scale, read
+as the service reads an upload (`calibrated=False`, 0.262" assumed). The simulated counterpart is large, but knows
+nothing of arms, bars or rings: only bulge, inclination and size.
 """
 
 from __future__ import annotations

@@ -1,14 +1,19 @@
-"""Redshifts by template cross-correlation: redrock's galaxy vectors fitted at every redshift, the classical baseline.
+"""Redshifts by template cross-correlation with redrock's galaxy templates, the classical baseline.
 
-At every trial redshift the spectrum is fitted by a linear combination of the five principal components that DESI's
-redrock uses for galaxies (Bailey et al.; templates of redrock, BSD-3, read from disk, not shipped):
+At every trial redshift the spectrum is fitted by redrock's templates for galaxies (Bailey et al., DESI; BSD-3, read
+from disk, not shipped). With the five principal components T_i, flux f and inverse variance w,
 
-    chi2(z) = sum_p w_p f_p^2 - b^T A^-1 b,   b_i = sum_p w_p f_p T_i(p, z),   A_ij = sum_p w_p T_i(p, z) T_j(p, z)
+    A_ij = sum_p w_p T_i(p, z) T_j(p, z),   b_i = sum_p w_p f_p T_i(p, z),
 
-with flux f and inverse variance w. On a grid uniform in ln(wavelength) a redshift is a shift, so the sums over pixels
-are correlations, one Fourier transform each for all redshifts. Sub-pixel redshifts come from templates averaged over
-bins that start at `PHASES` fractions of a pixel (18 km/s at four), and a parabola through the three best. Unlike
-redrock, the spectrograph's resolution beyond its pixels is not applied, and no other class (QSO, star) competes. """
+a free linear combination takes b^T A^-1 b off chi2, and the combination c of one archetype (an actual galaxy), scaled
+by a positive amplitude, (c b)^2 / (c A c). Both stand beside a free polynomial of degree `DEGREE` in wavelength,
+profiled out of A and b, for what calibration and dust do to a continuum. Free combinations fit bright continua best
+with ultraviolet shapes that no galaxy has; so the archetypes choose among the redshifts, pixel by pixel, and the free
+combination refines the choice within `REACH` pixels. On a grid uniform in ln(wavelength) a redshift is a shift and
+the sums are correlations, one Fourier transform each for all redshifts; between pixels the templates are averaged
+over bins that start at `PHASES` fractions of one (18 km/s at four), and a parabola goes through the three best.
+Unlike redrock, the spectrograph's resolution beyond its pixels is not applied, and no other class (QSO, star)
+competes."""
 
 from __future__ import annotations
 
@@ -28,13 +33,17 @@ Array = npt.NDArray[Any]
 FILE = "redrock_galaxy_templates.fits"
 Z_MIN, Z_MAX = -0.005, 1.7  # redrock's range for galaxies
 PHASES = 4
+REACH = 3
+DEGREE = 2  # of the polynomial beside every template, as in redrock with archetypes
 
 
 @dataclass(frozen=True)
 class TemplateRedshift:
-    """basis: (T, n) vectors on rest wavelengths `first` + `step` i (Angstrom, vacuum); grid: logarithmic."""
+    """basis: (T, n) vectors on rest wavelengths `first` + `step` i (Angstrom, vacuum); archetypes: (K, T)
+    combinations of them, K = 0 for free combinations alone; grid: logarithmic."""
 
     basis: Array
+    archetypes: Array
     first: float
     step: float
     grid: SpectrumGrid
@@ -48,7 +57,8 @@ class TemplateRedshift:
             header, basis = hdus[0].header, np.asarray(hdus[0].data, np.float64)
             if basis.ndim != 2 or header.get("RRTYPE", "").strip() != "GALAXY":
                 raise ValueError(f"{path.name} holds no galaxy vectors (RRTYPE {header.get('RRTYPE')!r})")
-            return cls(basis, float(header["CRVAL1"]), float(header["CDELT1"]), grid)
+            archetypes = np.asarray(hdus[1].data, np.float64) if len(hdus) > 1 else np.empty((0, len(basis)))
+            return cls(basis, archetypes, float(header["CRVAL1"]), float(header["CDELT1"]), grid)
 
     def __call__(self, flux: Array, ivar: Array) -> Array:
         """(N, L) flux and ivar on the grid -> (N,) redshifts; NaN without any information."""
@@ -58,13 +68,20 @@ class TemplateRedshift:
         shifts = int(np.ceil((top - np.log1p(Z_MIN)) / pixel))
         size = fft.next_fast_len(n_pixels + shifts, real=True)
         gain = np.full((len(flux), shifts * PHASES), -np.inf)
+        physical = np.zeros((len(flux), shifts))
         pairs = np.triu_indices(len(self.basis))
         for phase in range(PHASES):
             vectors = self._binned(np.log(self.grid.edges[0]) - top + phase / PHASES * pixel, pixel, n_pixels + shifts)
             products = fft.rfft(vectors[pairs[0]] * vectors[pairs[1]], size)
             singles = fft.rfft(vectors, size)
             for row in range(len(flux)):
-                gain[row, phase::PHASES] = _gain(flux[row], ivar[row], singles, products, pairs, shifts, size)
+                b, normal = _equations(flux[row], ivar[row], singles, products, pairs, shifts, size)
+                gain[row, phase::PHASES] = np.einsum("st,st->s", b, np.linalg.solve(normal, b[:, :, None])[:, :, 0])
+                if phase == 0 and len(self.archetypes):
+                    physical[row] = self._archetype_gain(b, normal)
+        if len(self.archetypes):
+            chosen = np.argmax(physical, axis=1)[:, None] * PHASES
+            gain[np.abs(np.arange(shifts * PHASES) - chosen) > REACH * PHASES] = -np.inf
         # place m of the fine grid is ln(1 + z) = top - m pixel / PHASES
         best = np.argmax(gain, axis=1)
         place = best + _parabola(gain, best)
@@ -72,8 +89,17 @@ class TemplateRedshift:
         redshift[~(np.asarray(ivar) > 0).any(axis=1)] = np.nan
         return redshift
 
+    def _archetype_gain(self, b: Array, normal: Array) -> Array:
+        """(shifts,) the most that one archetype takes off chi2."""
+        n = len(self.basis)
+        along = b @ self.archetypes.T
+        squares = np.einsum("ki,kj->kij", self.archetypes, self.archetypes).reshape(-1, n * n)
+        size = normal.reshape(-1, n * n) @ squares.T
+        best: Array = (np.where(along > 0, along, 0.0) ** 2 / np.maximum(size, 1e-300)).max(axis=1)
+        return best
+
     def _binned(self, start: float, pixel: float, count: int) -> Array:
-        """(T, count) means of the vectors over bins of `pixel` in ln(wavelength) from `start`, each of unit scatter."""
+        """(T, count) means of the vectors over bins of `pixel` in ln(wavelength) from `start`."""
         edges = np.exp(start + pixel * np.arange(count + 1))
         wave = self.first + self.step * (np.arange(self.basis.shape[1] + 1) - 0.5)  # edges of the templates' pixels
         if edges[0] < wave[0] or edges[-1] > wave[-1]:
@@ -82,27 +108,32 @@ class TemplateRedshift:
         for i, vector in enumerate(self.basis):
             total = np.interp(edges, wave, np.concatenate([[0.0], np.cumsum(vector) * self.step]))
             out[i] = np.diff(total) / np.diff(edges)
-            out[i] /= out[i].std()
         return out
 
 
-def _gain(
+def _equations(
     flux: Array, ivar: Array, singles: Array, products: Array, pairs: tuple[Array, ...], shifts: int, size: int
-) -> Array:
-    """(shifts,) b^T A^-1 b: what the fit takes off chi2 at every shift."""
+) -> tuple[Array, Array]:
+    """b (shifts, T) and A (shifts, T, T) of the module's docstring, for every shift."""
     weight = np.asarray(ivar, np.float64)
     weighted = fft.rfft(weight, size).conj()
     data = fft.rfft(weight * np.asarray(flux, np.float64), size).conj()
-    b = fft.irfft(data * singles, size)[:, :shifts].T
+    b = fft.irfft(data * singles, size)[:, :shifts].T  # (shifts, T)
     normal = np.empty((shifts, len(singles), len(singles)))
     values = fft.irfft(weighted * products, size)[:, :shifts].T
     normal[:, pairs[0], pairs[1]] = values
     normal[:, pairs[1], pairs[0]] = values
+    # profile out the polynomial: A - C P^-1 C^T and b - C P^-1 q
+    curves = np.polynomial.legendre.legvander(np.linspace(-1, 1, len(weight)), DEGREE).T
+    crossed = fft.rfft(weight * curves, size).conj()
+    mixed = np.stack([fft.irfft(row * singles, size)[:, :shifts] for row in crossed])  # (degree + 1, T, shifts)
+    own = (weight * curves) @ curves.T
+    solved = np.linalg.lstsq(own, mixed.reshape(len(curves), -1), rcond=None)[0].reshape(mixed.shape)
+    normal -= np.einsum("pis,pjs->sij", mixed, solved)
+    b -= np.einsum("pis,p->si", solved, (weight * curves) @ np.asarray(flux, np.float64))
     # a millionth of the diagonal: where few pixels are left the five vectors look alike
     ridge = 1e-6 * np.trace(normal, axis1=1, axis2=2) / len(singles) + 1e-300
-    normal += ridge[:, None, None] * np.eye(len(singles))
-    solved = np.linalg.solve(normal, b[:, :, None])[:, :, 0]
-    return np.einsum("st,st->s", b, solved)
+    return b, normal + ridge[:, None, None] * np.eye(len(singles))
 
 
 def _parabola(gain: Array, best: Array) -> Array:
@@ -110,6 +141,8 @@ def _parabola(gain: Array, best: Array) -> Array:
     rows = np.arange(len(best))
     inner = np.clip(best, 1, gain.shape[1] - 2)
     left, middle, right = gain[rows, inner - 1], gain[rows, inner], gain[rows, inner + 1]
-    curvature = left - 2 * middle + right
-    offset = np.divide(left - right, 2 * curvature, out=np.zeros(len(best)), where=curvature < 0)
+    with np.errstate(invalid="ignore"):
+        curvature = np.where(np.isfinite(left + right), left - 2 * middle + right, 0.0)
+    difference = np.where(curvature < 0, left - right, 0.0)
+    offset = np.divide(difference, 2 * curvature, out=np.zeros(len(best)), where=curvature < 0)
     return np.where(inner == best, np.clip(offset, -0.5, 0.5), 0.0)
