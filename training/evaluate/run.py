@@ -14,7 +14,7 @@ from typing import Any, Literal
 from astroclip.embed import Embedder
 from astroclip.errors import InputError
 from astroclip.types import Modality
-from training.benchmark.mllog import EventLog
+from training.benchmark.mllog import EventLog, LogError
 from training.benchmark.release import Release, Verdict, find_release, verify
 from training.benchmark.targets import judge
 from training.benchmark.timing import time_to_quality
@@ -101,6 +101,8 @@ def evaluate(plan: Plan, say: Say = lambda line: None, log: Path | None = None) 
     started = time.perf_counter()
     with EventLog(log) as events:
         events.start("init_start")
+        if plan.training_logs:
+            _time_to_quality(plan)  # a log that cannot be read is said now, not after the embedding
         data = _open_data(plan, say)
         embedder = Embedder.from_pretrained(plan.model, device=plan.device)
         sources = _sources(plan, embedder)
@@ -219,8 +221,12 @@ def _measure(
         "simulated": {},
         "unaligned": {},
         "encoders": {},
-        "supervised": {entry["kind"]: entry for entry in map(_baseline, plan.baselines)},
+        "supervised": {},
     }
+    for folder in plan.baselines:
+        entry = _baseline(folder)
+        _check_baseline(entry, result["data"], plan.division, say)
+        result["supervised"][entry["kind"]] = entry
     for name in dict.fromkeys(name for name, _ in sources):
         say(f"tasks of {name}")
         with _task(events, f"tasks: {name}"):
@@ -241,7 +247,7 @@ def _measure(
             pairs = PairPlan(plan.pairs, plan.provabgs, plan.published_ssfr)
             result["provabgs"] = evaluate_pairs(pairs, sources, settings, say)
     if plan.training_logs:
-        result["time_to_quality"] = time_to_quality(plan.training_logs)
+        result["time_to_quality"] = _time_to_quality(plan)
     if plan.realism is not None:
         result["photometric_realism"] = json.loads(plan.realism.read_text(encoding="utf-8"))
     result["marks"] = judge(result)
@@ -296,3 +302,27 @@ def _baseline(folder: Path) -> Mapping[str, Any]:
     """A baseline's result without its training curve, which stays beside its weights."""
     result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     return {key: value for key, value in result.items() if key not in ("history", "format")}
+
+
+def _time_to_quality(plan: Plan) -> dict[str, Any]:
+    try:
+        return time_to_quality(plan.training_logs)
+    except (LogError, KeyError, TypeError) as error:
+        raise InputError(
+            f"a training log cannot be used ({error}); wanted the mllog.txt of `astroclip train`; check --training-log",
+            code="bad_log",
+        ) from error
+
+
+def _check_baseline(entry: Mapping[str, Any], data: Mapping[str, Any], division: Division, say: Say) -> None:
+    """A baseline's numbers stand beside the others only if they come from the same test objects."""
+    shards = entry.get("test_shards", data["split"]["test"])  # results older than this key have the count alone
+    if shards == data["split"]["test"] and entry["objects"]["test"] == data["objects"]["test"]:
+        return
+    message = (
+        f"the baseline {entry['kind']} was judged on {entry['objects']['test']} objects of other shards than the "
+        f"{data['objects']['test']} test objects here; train it on this survey (`astroclip baseline`)"
+    )
+    if division == "closed":
+        raise InputError(message, code="other_data")
+    say(f"warning: {message}")

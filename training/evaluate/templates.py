@@ -13,7 +13,8 @@ combination refines the choice within `REACH` pixels. On a grid uniform in ln(wa
 the sums are correlations, one Fourier transform each for all redshifts; between pixels the templates are averaged
 over bins that start at `PHASES` fractions of one (18 km/s at four), and a parabola goes through the three best.
 Unlike redrock, the spectrograph's resolution beyond its pixels is not applied, and no other class (QSO, star)
-competes."""
+competes.
+"""
 
 from __future__ import annotations
 
