@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from training.benchmark.mllog import EventLog, LogError, read_log
+from training.benchmark.mllog import EventLog, LogError, cut_torn_line, read_log
 from training.benchmark.release import find_release, verify
 from training.benchmark.targets import QUALITY
 from training.benchmark.timing import RunSoFar, run_so_far
@@ -42,6 +42,7 @@ class TrainingLog(Callback):
         self.events: EventLog | None = None
         self.before = RunSoFar(0.0, 0, 0, False)
         self.first_step = 0
+        self.in_epoch = False
         self.began = self.latest = 0.0
 
     # --- Lightning's hooks --------------------------------------------------------------------------------------------
@@ -65,8 +66,10 @@ class TrainingLog(Callback):
         if goes_on:
             self._platform(trainer)
 
-    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self.events:
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        # Not in on_train_epoch_start, which an epoch resumed in its middle does not have.
+        if self.events and not self.in_epoch:
+            self.in_epoch = True
             self.events.start("epoch_start", epoch_num=trainer.current_epoch)
 
     def on_train_batch_end(
@@ -92,7 +95,8 @@ class TrainingLog(Callback):
         self.events.end("eval_stop", epoch_num=epoch)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self.events:
+        if self.events and self.in_epoch:
+            self.in_epoch = False
             self.events.end("epoch_stop", epoch_num=trainer.current_epoch, **self._so_far(trainer))
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -111,6 +115,7 @@ class TrainingLog(Callback):
         path = self.out / FILE
         if not path.is_file():
             return path, False
+        cut_torn_line(path)
         try:
             so_far = run_so_far(read_log(path))
         except LogError:

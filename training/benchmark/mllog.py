@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-__all__ = ["EventLog", "Event", "LogError", "TOKEN", "read_log"]
+__all__ = ["EventLog", "Event", "LogError", "TOKEN", "cut_torn_line", "read_log"]
 
 TOKEN = ":::MLLOG "
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +56,7 @@ class EventLog:
         from mlperf_logging.mllog.mllog import MLLogger
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        _end_last_line(path) if append else path.unlink(missing_ok=True)
+        cut_torn_line(path) if append else path.unlink(missing_ok=True)
         self.handler = logging.FileHandler(path, encoding="utf-8")
         sink = logging.Logger(f"mllog.{path}", logging.INFO)  # outside the hierarchy: nobody else hears it
         sink.addHandler(self.handler)
@@ -85,13 +85,11 @@ class EventLog:
             getattr(self.logger, how)(key=key, value=value, metadata=dict(metadata))
 
 
-def _end_last_line(path: Path) -> None:
-    """A run killed while writing left half a line: end it, so that the next event has its own."""
-    if path.is_file() and path.stat().st_size:
+def cut_torn_line(path: Path) -> None:
+    """A run killed while writing left half a line at the end: cut it off."""
+    if path.is_file() and not (data := path.read_bytes()).endswith(b"\n"):
         with open(path, "rb+") as file:
-            file.seek(-1, 2)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
+            file.truncate(data.rfind(b"\n") + 1)
 
 
 def read_log(path: Path) -> list[Event]:
