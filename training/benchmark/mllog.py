@@ -60,7 +60,7 @@ class EventLog:
         self.handler = logging.FileHandler(path, encoding="utf-8")
         sink = logging.Logger(f"mllog.{path}", logging.INFO)  # outside the hierarchy: nobody else hears it
         sink.addHandler(self.handler)
-        self.logger = MLLogger(sink, root_dir=str(ROOT), default_stack_offset=2)
+        self.logger = MLLogger(sink, root_dir=str(ROOT), default_stack_offset=3)
 
     def event(self, key: str, value: Any = None, **metadata: Any) -> None:
         self._write("event", key, value, metadata)
