@@ -7,7 +7,7 @@ data are not.
 
 A folder is `identical` (every file or every value to the bit), `equal within tolerance` (made anew on a machine that
 rounds otherwise: every column's fingerprint within `TOLERANCE` standard deviations), or `different`, with shard and
-column. """
+column."""
 
 from __future__ import annotations
 
