@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -20,19 +20,7 @@ from training.data import SurveyArrays, find_shards, load_survey
 from training.settings import StageSettings
 from training.split import split_shards
 
-__all__ = [
-    "Order",
-    "RowBatches",
-    "Stage",
-    "export_model",
-    "load_split",
-    "local_order",
-    "new_model",
-    "run_stage",
-    "warmup_cosine",
-]
-
-Order = Callable[[torch.Generator], torch.Tensor]
+__all__ = ["RowBatches", "Stage", "export_model", "load_split", "new_model", "run_stage", "warmup_cosine"]
 
 _ALL_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -41,15 +29,12 @@ class RowBatches(IterableDataset):
     """Shuffled batches of row numbers, the same on every process but for the share each takes.
 
     Seeded by (seed, epoch), so a resumed epoch sees the rows an uninterrupted one would. The last incomplete batch is
-    dropped (contrastive losses compare within a batch). `order` draws another order than one of chance alone.
+    dropped (contrastive losses compare within a batch).
     """
 
-    def __init__(
-        self, n: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, order: Order | None = None
-    ) -> None:
+    def __init__(self, n: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
         self.n, self.batch_size, self.seed = n, batch_size, seed
         self.rank, self.world = rank, world
-        self.order = order
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -57,32 +42,10 @@ class RowBatches(IterableDataset):
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        order = torch.randperm(self.n, generator=generator) if self.order is None else self.order(generator)
+        order = torch.randperm(self.n, generator=generator)
         for step in range(len(self)):
             start = (step * self.world + self.rank) * self.batch_size
             yield order[start : start + self.batch_size]
-
-
-def local_order(features: torch.Tensor, generator: torch.Generator, *, group: int, regions: int) -> torch.Tensor:
-    """(N,) rows in an order whose runs of `group` come from one region of `features` (N, F) each.
-
-    Hard negatives without labels and without another pass: the regions are the leaves of a random projection tree
-    (Dasgupta & Freund 2008), each split at the median of a random direction, drawn anew every epoch so that no border
-    lasts; with R regions, a group of G has the neighbours of a pool of G R. Rows that fill no group go last.
-    """
-    leaves = [torch.randperm(len(features), generator=generator)]
-    while len(leaves) < regions:
-        direction = torch.randn(features.shape[1], generator=generator)
-        halves = []
-        for leaf in leaves:
-            ranked = leaf[torch.argsort(features[leaf] @ direction, stable=True)]
-            halves += list(ranked.tensor_split(2))
-        leaves = halves
-    shuffled = [leaf[torch.randperm(len(leaf), generator=generator)] for leaf in leaves]
-    groups = [run for leaf in shuffled for run in leaf.split(group) if len(run) == group]
-    rest = [leaf[len(leaf) // group * group :] for leaf in shuffled]
-    chosen = torch.randperm(len(groups), generator=generator).tolist()
-    return torch.cat([groups[i] for i in chosen] + rest)
 
 
 class Stage(L.LightningModule):
@@ -111,13 +74,8 @@ class Stage(L.LightningModule):
             self.settings.seed,
             self.trainer.global_rank,
             self.trainer.world_size,
-            self.batch_order(),
         )
         return DataLoader(self.batches, batch_size=None, num_workers=0)
-
-    def batch_order(self) -> Order | None:
-        """How an epoch's rows are ordered, where chance alone is not wanted."""
-        return None
 
     def val_dataloader(self) -> DataLoader:
         size = min(self.settings.batch_size, len(self.validation))

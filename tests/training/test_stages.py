@@ -19,7 +19,7 @@ from training.align import Alignment, train_align
 from training.augment import ImageAugmentation, SpectrumAugmentation, draw_shifts, move_in_redshift
 from training.data import find_shards, load_survey
 from training.image import train_image
-from training.run import RowBatches, local_order, run_stage, warmup_cosine
+from training.run import RowBatches, run_stage, warmup_cosine
 from training.settings import AlignSettings, ImageSettings, SpectrumSettings, read_settings
 from training.spectrum import draw_mask, train_spectrum
 
@@ -154,46 +154,15 @@ def test_row_batches_partition_the_epoch_between_processes():
     assert len(joined) == 100 and len(joined.unique()) == 100
 
 
-def test_local_order_is_a_permutation_of_groups_alike():
-    features = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
-    order = local_order(features, torch.Generator().manual_seed(1), group=20, regions=8)
-    assert torch.equal(order.sort().values, torch.arange(1000))
-    groups = features[order[:960]].view(48, 20, 2)
-    assert groups.var(1).mean() < 0.5 * features.var(0).mean()
-    again, other = (local_order(features, torch.Generator().manual_seed(s), group=20, regions=8) for s in (1, 2))
-    assert torch.equal(order, again) and not torch.equal(order, other)
-    # the groups come in no order: neighbours in the epoch are not neighbours on the sky of features
-    centres = groups.mean(1)
-    assert abs(float(torch.corrcoef(torch.stack([centres[:-1, 0], centres[1:, 0]]))[0, 1])) < 0.4
-
-
-def test_an_aligned_model_goes_on_from_another_and_batches_are_local(survey, tmp_path):
+def test_an_aligned_model_goes_on_from_another(survey, tmp_path):
     first = train_align(AlignSettings(**_common(survey, tmp_path / "a")), progress=False)
-    settings = AlignSettings(
-        **_common(survey, tmp_path / "b"), model_init=str(first), local_groups=2, local_regions=2, frozen_norm=True
-    )
+    settings = AlignSettings(**_common(survey, tmp_path / "b"), model_init=str(first))
     from training.run import load_split
 
     module = Alignment(settings, *load_split(settings))
     started = AstroCLIPModel.from_pretrained(first).state_dict()
     for key, value in module.model.state_dict().items():
         torch.testing.assert_close(value.float(), started[key].float(), msg=key)
-    order = module.batch_order()
-    assert order is not None
-    rows = order(torch.Generator().manual_seed(0))
-    assert torch.equal(rows.sort().values, torch.arange(len(module.survey)))
-    # brightness differs less within a group of four than in the survey
-    assert module._photometry is not None
-    brightness = module._photometry[rows, 0]
-    assert brightness[: len(rows) // 4 * 4].view(-1, 4).var(1).mean() < brightness.var()
-    refined = AstroCLIPModel.from_pretrained(train_align(settings, progress=False)).state_dict()
-    means = [key for key in started if key.endswith("running_mean")]
-    assert means and all(torch.equal(refined[key], started[key]) for key in means)  # statistics stay, weights move
-    assert not torch.equal(refined["image_tower.head.2.weight"], started["image_tower.head.2.weight"])
-    with pytest.raises(ValueError, match="frozen_norm"):
-        AlignSettings(local_groups=2)
-    with pytest.raises(ValueError, match="model_init"):
-        AlignSettings(frozen_norm=True)
 
 
 def test_mask_fraction_is_what_was_asked():
