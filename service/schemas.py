@@ -8,7 +8,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, FiniteFloat, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
 from astroclip.types import Modality
 
@@ -326,7 +337,14 @@ class EstimateModel(Answer):
     hi: float | None
     coverage: float
     n_eff: float | None
-    density: DensityModel | None = Field(default=None, description="Where `density` was asked for.")
+    density: DensityModel | None = Field(default=None, description="Only where `density` was asked for.")
+
+    @model_serializer(mode="wrap")
+    def _without_absent_density(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        record: dict[str, Any] = plain(self)
+        if self.density is None:
+            del record["density"]
+        return record
 
 
 class EstimateAnswer(SearchAnswer):
