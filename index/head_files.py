@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from astroclip.errors import IndexFileError
 from index.density import CELLS_PER_CYCLE, MAX_CELLS, Axis
@@ -45,7 +45,8 @@ def write_head(path: Path, head: DensityHead) -> None:
         "settings": asdict(head.settings),
         "properties": [{"axis": asdict(e.axis), "rows": e.rows, "report": e.report} for e in head.properties],
     }
-    save_file(tensors, path, metadata={"head": json.dumps(record, sort_keys=True)})
+    # not `save_file`, whose files only their owner may read
+    path.write_bytes(save(tensors, metadata={"head": json.dumps(record, sort_keys=True)}))
 
 
 def read_head(path: Path, name: str, *, dim: int) -> DensityHead:

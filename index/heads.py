@@ -69,7 +69,8 @@ class HeadSettings:
 POINT = HeadSettings()
 # Wider, more dropout and 15 epochs under a cosine rate: chosen on validation objects of the demo survey, where they
 # gave the lowest negative log likelihood for redshifts from images and from spectra alike; all differences were small.
-DENSITY = replace(POINT, hidden=(128, 128), dropout=0.25, epochs=15)
+# Batches of 128 at twice the rate gave the same figures in half the time.
+DENSITY = replace(POINT, hidden=(128, 128), dropout=0.25, learning_rate=2e-3, epochs=15, batch_size=128, min_steps=750)
 
 
 @dataclass(frozen=True)

