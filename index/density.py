@@ -14,6 +14,7 @@ Everything is on a grid of equal cells; within a cell the density is constant, h
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -78,10 +79,16 @@ class Axis:
 
 def probabilities(axis: Axis, coefficients: Array) -> Array:
     """(Q, cells) probability of every cell, rows summing to 1, for coefficients (Q, outputs)."""
-    logits = coefficients @ axis.basis(axis.centres(FINER * axis.cells)).T
+    logits = coefficients @ _waves(axis).T
     logits -= logits.max(axis=1, keepdims=True)
     p = np.exp(logits)
     return np.asarray(p / p.sum(axis=1, keepdims=True), np.float64)
+
+
+@lru_cache(maxsize=32)  # 7 MB for a redshift of the demo's spectra, and most of an answer's time if made each time
+def _waves(axis: Axis) -> Array:
+    """(cells, outputs) the waves in the cells of an answer."""
+    return axis.basis(axis.centres(FINER * axis.cells))
 
 
 def quantiles(axis: Axis, p: Array, levels: Array) -> Array:

@@ -24,7 +24,7 @@ from index.heads import DensityHead, HeadSettings, Network, PropertyDensity
 __all__ = ["read_head", "write_head"]
 
 FORMAT = 1
-_MAX_FREQUENCIES = 512  # of one property; a fit scans 500
+_MAX_FREQUENCIES = 257  # of one property: eight, and at most every other one of the 498 that a fit scans
 
 Tensors = dict[str, npt.NDArray[np.float32]]
 
