@@ -8,7 +8,7 @@ k-NN as the service answers (both: over the mean of the two unit vectors), the f
 head of the service, with 100, 1,000 and all labels. `coverage` is the share of held-out truths inside the interval that
 says 68, 90, 95 %; `crps` the continuous ranked probability score (twice the mean pinball loss over 49 quantiles), in
 the property's unit. `on_own_objects` judges the density head on objects it was fitted on: why answers are flagged.
-About four minutes on one core; nothing but one shard is held in memory.
+Some minutes on one core; nothing but one shard is held in memory.
 """
 
 from __future__ import annotations
