@@ -115,6 +115,9 @@ def _initialise(tower: nn.Module, weights: str) -> None:
 
 def train_align(settings: AlignSettings, progress: bool = True) -> Path:
     """Run the stage; the model directory `<out>/model` (float16 weights) is written and returned."""
-    module = Alignment(settings, *load_split(settings))
+    from training.locked import LockedAlignment
+
+    kind = LockedAlignment if settings.locked_views else Alignment
+    module = kind(settings, *load_split(settings))
     out = run_stage(module, progress=progress)
     return export_model(module.model, out, half=True)

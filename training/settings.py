@@ -74,6 +74,8 @@ class AlignSettings(StageSettings):
     moved_fraction, moved_pixels: so many of the batch enter the pair loss once more as negatives, moved in redshift by
         this least to this most number of pixels (0.000245 in ln(1 + z) each).
     model_init:  a model directory to go on from, both towers and their heads; instead of the other two.
+    locked_views: with so many, the spectrum tower is locked but for its head, and reads each spectrum so many times
+        before training (`training.locked`); 0 = both towers are trained.
     spectrum_augmentation: of the view that meets the image. The survey's spectra carry calibration errors already,
         and what they say of brightness and colour is what finds the partner: hence little more of both.
     pair_augmentation: of the second view: another spectrograph on a worse night.
@@ -87,6 +89,7 @@ class AlignSettings(StageSettings):
     moved_fraction: float = 0.5
     moved_pixels: tuple[int, int] = (3, 128)
     model_init: str = ""
+    locked_views: int = 0
     # Pointing to a pixel: the photometry within a fibre's aperture is worth nothing about another centre.
     image_augmentation: ImageAugmentation = field(
         default_factory=lambda: ImageAugmentation(
