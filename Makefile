@@ -55,10 +55,11 @@ demo-train: $(TEST_STAMP) ## train the demo model
 	$(TRAIN) spectrum --config training/configs/demo-spectrum.toml --data $(SURVEY) --out $(RUNS)/spectrum
 	$(TRAIN) image --config training/configs/demo-image.toml --data $(SURVEY) --out $(RUNS)/image
 	$(TRAIN) align --config training/configs/demo-align.toml --data $(SURVEY) --out $(RUNS)/align
+	$(TRAIN) align --config training/configs/demo-refine.toml --data $(SURVEY) --out $(RUNS)/refine
 
 demo-assets: $(TEST_STAMP) ## put model and index of 10,500 training galaxies under service/demo
 	mkdir -p service/demo
-	cp -r $(RUNS)/align/model/. service/demo/model/
+	cp -r $(RUNS)/refine/model/. service/demo/model/
 	rm -rf $(RUNS)/embeddings service/demo/index
 	$(BIN)/astroclip embed $$($(BIN)/python -m training.split $(SURVEY) --part train --shards 21) \
 	    --out $(RUNS)/embeddings --model service/demo/model

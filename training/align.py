@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from astroclip.losses import info_nce
+from astroclip.models import AstroCLIPModel
 from training.augment import draw_shifts, move_in_redshift
 from training.data import SurveyArrays
 from training.run import Stage, export_model, load_split, new_model, run_stage
@@ -30,6 +31,8 @@ class Alignment(Stage):
     def __init__(self, settings: AlignSettings, survey: SurveyArrays, validation: SurveyArrays) -> None:
         super().__init__(settings, survey, validation)
         self.model = new_model(settings)
+        if settings.model_init:
+            self.model.load_state_dict(AstroCLIPModel.from_pretrained(settings.model_init).state_dict())
         _initialise(self.model.image_tower, settings.image_init)
         _initialise(self.model.spectrum_tower, settings.spectrum_init)
         # The pair loss has its own scale: two spectra of a galaxy agree far better than its image and spectrum do.
@@ -49,21 +52,21 @@ class Alignment(Stage):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Embeddings of a view of each row and, with a pair loss, of a second view and of moved galaxies."""
         survey, settings = self.survey, self.settings
-        augment = settings.spectrum_augmentation
+        second = settings.pair_augmentation
         true = None if survey.flux_true is None else survey.flux_true[rows].to(self.device)
         flux, sigma = survey.flux[rows].to(self.device), survey.sigma[rows].to(self.device)
-        views = [augment(flux, sigma, true, generator)]
+        views = [settings.spectrum_augmentation(flux, sigma, true, generator)]
         if settings.spectrum_pair_weight:
-            views.append(augment(flux, sigma, true, generator))
+            views.append(second(flux, sigma, true, generator))
             n = int(settings.moved_fraction * len(rows))
             if n:
                 shift = draw_shifts(n, *settings.moved_pixels, generator)
                 moved_true = None if true is None else true[:n]
-                views.append(augment(*move_in_redshift(flux[:n], sigma[:n], moved_true, shift), generator))
+                views.append(second(*move_in_redshift(flux[:n], sigma[:n], moved_true, shift), generator))
         joined = (torch.cat(parts) for parts in zip(*views, strict=True))
         embedded = self.model.get_spectrum_features(*joined).split([len(view[0]) for view in views])
-        first, second, moved = (*embedded, None, None)[:3]
-        return first, second, moved
+        first, again, moved = (*embedded, None, None)[:3]
+        return first, again, moved
 
     def training_step(self, rows: torch.Tensor) -> torch.Tensor:
         generator = self.step_generator()
@@ -112,6 +115,9 @@ def _initialise(tower: nn.Module, weights: str) -> None:
 
 def train_align(settings: AlignSettings, progress: bool = True) -> Path:
     """Run the stage; the model directory `<out>/model` (float16 weights) is written and returned."""
-    module = Alignment(settings, *load_split(settings))
+    from training.locked import LockedAlignment
+
+    kind = LockedAlignment if settings.locked_views else Alignment
+    module = kind(settings, *load_split(settings))
     out = run_stage(module, progress=progress)
     return export_model(module.model, out, half=True)

@@ -73,6 +73,12 @@ class AlignSettings(StageSettings):
         the same galaxy keeps it (no labels are used).
     moved_fraction, moved_pixels: so many of the batch enter the pair loss once more as negatives, moved in redshift by
         this least to this most number of pixels (0.000245 in ln(1 + z) each).
+    model_init:  a model directory to go on from, both towers and their heads; instead of the other two.
+    locked_views: with so many, the spectrum tower is locked but for its head, and reads each spectrum so many times
+        before training (`training.locked`); 0 = both towers are trained.
+    spectrum_augmentation: of the view that meets the image. The survey's spectra carry calibration errors already,
+        and what they say of brightness and colour is what finds the partner: hence little more of both.
+    pair_augmentation: of the second view: another spectrograph on a worse night.
     """
 
     out: str = "runs/align"
@@ -82,10 +88,25 @@ class AlignSettings(StageSettings):
     spectrum_pair_weight: float = 0.5
     moved_fraction: float = 0.5
     moved_pixels: tuple[int, int] = (3, 128)
+    model_init: str = ""
+    locked_views: int = 0
+    # Pointing to a pixel: the photometry within a fibre's aperture is worth nothing about another centre.
     image_augmentation: ImageAugmentation = field(
-        default_factory=lambda: ImageAugmentation(rotate=0.0, max_noise=0.7, brightness_sigma=0.02, jitter_pixels=4)
+        default_factory=lambda: ImageAugmentation(
+            rotate=0.0,
+            jitter_pixels=1,
+            max_blur_pixels=0.6,
+            max_noise=0.4,
+            extinction_sigma=0.01,
+            brightness_sigma=0.01,
+        )
     )
-    spectrum_augmentation: SpectrumAugmentation = field(default_factory=SpectrumAugmentation)
+    spectrum_augmentation: SpectrumAugmentation = field(
+        default_factory=lambda: SpectrumAugmentation(
+            max_noise=1.4, throughput_sigma=0.02, tilt=0.01, smooth=0.1, cut=0.2, gap=0.2
+        )
+    )
+    pair_augmentation: SpectrumAugmentation = field(default_factory=SpectrumAugmentation)
 
 
 Settings = TypeVar("Settings", bound=StageSettings)

@@ -155,6 +155,7 @@ class SpectrumTowerConfig:
     n_harmonics: frequencies that describe where it fits.
     patch:    pixels a token; a multiple of `trunk_stride`, and `n_pixels` one of it.
     head_width, head_heads: the learned query's attention (AstroCLIP, Parker+2024, section 4).
+    n_bands:  broad bands whose mean fluxes enter the head as they are; 0 = none, as in models written before.
     """
 
     KIND: ClassVar[str] = "conv"
@@ -176,6 +177,7 @@ class SpectrumTowerConfig:
     mlp_ratio: int = 2
     head_width: int = 256
     head_heads: int = 4
+    n_bands: int = 0
 
     @property
     def grid(self) -> SpectrumGrid:
@@ -290,10 +292,10 @@ def _written(tower: Any, default: str) -> dict[str, Any]:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "demo": {},
+    "demo": {"spectrum": {"n_bands": 16}},
     "resnet50": {
         "image": {"arch": "resnet50", "hidden": 2048},
-        "spectrum": {"embed_dim": 768, "n_layers": 6, "n_heads": 6, "mlp_ratio": 4, "head_width": 128},
+        "spectrum": {"embed_dim": 768, "n_layers": 6, "n_heads": 6, "mlp_ratio": 4, "head_width": 128, "n_bands": 16},
     },
     "tiny": {
         "image": {"width": 16, "photometry_width": 8, "hidden": 16},
@@ -307,6 +309,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "n_harmonics": 8,
             "head_width": 16,
             "head_heads": 2,
+            "n_bands": 4,
         },
         "projection_dim": 16,
     },

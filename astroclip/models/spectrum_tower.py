@@ -22,7 +22,7 @@ from torch import nn
 from astroclip.models.blocks import Block, Feedforward
 from astroclip.models.configuration import SpectrumTowerConfig
 
-__all__ = ["Normalised", "SpectrumTower", "TemplateMatch", "normalise"]
+__all__ = ["Normalised", "SpectrumTower", "TemplateMatch", "broadband", "normalise"]
 
 N_STATISTICS = 4
 # What the template starts from: vacuum wavelengths (Angstrom) of the strong optical lines of galaxies (NIST; as in the
@@ -46,6 +46,8 @@ LINES = (
     (6732.7, 0.3),  # [S II]
 )
 CONTINUUM_PIXELS = 100  # the running mean that lines stand out from: 7000 km/s
+BAND_SOFTENING = 0.05  # 1e-17 erg/s/cm2/A: about the noise of a band's mean in the faintest targets' exposures
+MIN_BAND = 0.2  # of a band's pixels: with fewer, its mean is another band's
 MIN_SCALE = 1e-3  # 1e-17 erg/s/cm2/A; fainter than any sky-subtracted spectrum's noise
 
 
@@ -85,10 +87,28 @@ def normalise(flux: torch.Tensor, ivar: torch.Tensor) -> Normalised:
     )
 
 
+def broadband(flux: torch.Tensor, ivar: torch.Tensor, n_bands: int) -> torch.Tensor:
+    """(N, L) flux and ivar -> (N, 1 + 2 n_bands) photometry of the spectrum, float32.
+
+    The asinh magnitude (Lupton, Gunn & Szalay 1999) of the mean flux over all known pixels; each band's less that one,
+    a colour, 0 where less than `MIN_BAND` of the band is known; and the known share of each band. Means, not
+    ivar-weighted ones: a night's noise must not move the band. Differences in float32, since half precision
+    would round the magnitudes to some per cent.
+    """
+    known = (ivar > 0).float()
+    shares = known.view(len(flux), n_bands, -1).mean(dim=2)
+    sums = (flux.float() * known).view(len(flux), n_bands, -1).mean(dim=2)
+    level = torch.asinh(sums.sum(1, keepdim=True) / shares.sum(1, keepdim=True).clamp_min(1e-6) / BAND_SOFTENING)
+    colours = torch.asinh(sums / shares.clamp_min(1e-6) / BAND_SOFTENING) - level
+    return torch.cat([level / 3, colours.masked_fill(shares < MIN_BAND, 0.0), shares], dim=1)
+
+
 class CrossAttentionHead(nn.Module):
     """One learned query attends to all tokens; LayerNorm; residual MLP (Parker+2024, section 4).
 
-    The redshift's characteristic function is added as it is: its fine phases would not survive the attention.
+    The redshift's characteristic function is added as it is: its fine phases would not survive the attention. So is
+    the spectrum's photometry, through a small network of its own: it is what a spectrum shares with a picture, and
+    the tokens, each scaled by the spectrum's own spread and noise, hold it less well than the sum of their pixels does.
     """
 
     def __init__(self, config: SpectrumTowerConfig, projection_dim: int) -> None:
@@ -102,12 +122,29 @@ class CrossAttentionHead(nn.Module):
         self.mlp = Feedforward(width, 2 * width)
         self.projection = nn.Identity() if width == projection_dim else nn.Linear(width, projection_dim)
         self.redshift = nn.Linear(2 * config.n_harmonics, projection_dim, bias=False)
+        self.bands = _band_layers(config, projection_dim) if config.n_bands else None
 
-    def forward(self, tokens: torch.Tensor, missing: torch.Tensor, characteristic: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        missing: torch.Tensor,
+        characteristic: torch.Tensor,
+        photometry: torch.Tensor | None,
+    ) -> torch.Tensor:
         query = self.query.expand(len(tokens), -1, -1)
         attended, _ = self.attention(query, tokens, tokens, key_padding_mask=missing, need_weights=False)
         h = self.layernorm(attended)[:, 0]
-        return self.projection(h + self.mlp(h)) + self.redshift(characteristic)
+        out = self.projection(h + self.mlp(h)) + self.redshift(characteristic)
+        if self.bands is not None and photometry is not None:
+            out = out + self.bands(torch.cat([photometry, h], dim=1))
+        return out
+
+
+def _band_layers(config: SpectrumTowerConfig, projection_dim: int) -> nn.Sequential:
+    """Photometry and the attended features to the embedding; silent at first."""
+    last = nn.Linear(config.head_width, projection_dim, bias=False)
+    nn.init.zeros_(last.weight)
+    return nn.Sequential(nn.Linear(1 + 2 * config.n_bands + config.head_width, config.head_width), nn.GELU(), last)
 
 
 class TemplateMatch(nn.Module):
@@ -215,6 +252,9 @@ class SpectrumTower(nn.Module):
                 f"n_pixels {config.n_pixels} must be a multiple of patch {config.patch}, "
                 f"and that of trunk_stride {config.trunk_stride}"
             )
+        if config.n_bands and config.n_pixels % config.n_bands:
+            raise ValueError(f"n_pixels {config.n_pixels} must be a multiple of n_bands {config.n_bands}")
+        self.n_bands = config.n_bands
         self.patch = config.patch
         self.stride = config.trunk_stride
         self.n_tokens = config.n_pixels // config.patch
@@ -281,9 +321,17 @@ class SpectrumTower(nn.Module):
         present = (~missing)[..., None].to(tokens.dtype)
         return (tokens * present).sum(1) / present.sum(1)
 
-    def forward(self, flux: torch.Tensor, ivar: torch.Tensor) -> torch.Tensor:
+    def read(
+        self, flux: torch.Tensor, ivar: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """What the head takes: tokens (N, T, E), which are missing (N, T), the redshift's characteristic function
+        (N, 2 n_harmonics), and the photometry (N, 1 + 2 n_bands) where the model has bands."""
         tokens, missing, redshift = self.encode(normalise(flux, ivar))
-        return self.head(tokens, missing, self.match.characteristic(redshift))
+        photometry = broadband(flux, ivar, self.n_bands) if self.n_bands else None
+        return tokens, missing, self.match.characteristic(redshift), photometry
+
+    def forward(self, flux: torch.Tensor, ivar: torch.Tensor) -> torch.Tensor:
+        return self.head(*self.read(flux, ivar))
 
 
 def _trunk(config: SpectrumTowerConfig) -> nn.Sequential:

@@ -13,7 +13,7 @@ from transformers import AutoModel
 from astroclip.losses import info_nce
 from astroclip.models import AstroCLIPConfig, AstroCLIPModel, SpectrumTower
 from astroclip.models.image_tower import AperturePhotometry
-from astroclip.models.spectrum_tower import TemplateMatch, normalise
+from astroclip.models.spectrum_tower import TemplateMatch, broadband, normalise
 
 
 def test_vectors_are_unit_and_do_not_depend_on_the_batch(tiny_embedder, rng):
@@ -135,6 +135,35 @@ def test_characteristic_function_of_a_sharp_and_a_flat_redshift():
     flat = torch.full((1, match.n_shifts), -np.log(match.n_shifts))
     cos, sin = match.characteristic(flat).chunk(2, dim=1)
     assert float((cos**2 + sin**2)[0, -1]) < 0.01
+
+
+def test_photometry_of_a_spectrum_measures_known_bands_alone():
+    flux = torch.linspace(1, 4, 512).repeat(2, 1)
+    flux[1] *= 3
+    ivar = torch.ones(2, 512)
+    seen = broadband(flux, ivar, 4)
+    assert seen.shape == (2, 9)
+    torch.testing.assert_close(seen[0, 1:5], seen[1, 1:5], rtol=0, atol=1e-3)  # colours do not know brightness
+    torch.testing.assert_close(3 * (seen[1, 0] - seen[0, 0]), torch.tensor(3.0).log(), rtol=0, atol=1e-3)
+    assert (seen[0, 1:5].diff() > 0).all() and (seen[:, 5:] == 1).all()
+    ivar[:, :128] = 0
+    flux[:, :128] = 1e6
+    partly = broadband(flux, ivar, 4)
+    assert (partly[:, 1] == 0).all() and (partly[:, 5] == 0).all()
+    torch.testing.assert_close(partly[:, 2:5].diff(dim=1), seen[:, 2:5].diff(dim=1))
+    assert broadband(flux, torch.zeros(2, 512), 4).isfinite().all()
+
+
+def test_an_untrained_head_is_silent_on_bands_and_learns_them(rng):
+    model = AstroCLIPModel(AstroCLIPConfig.preset("tiny"))
+    tower = model.spectrum_tower
+    flux, ivar = torch.randn(4, 4096) + 2, torch.ones(4, 4096)
+    before = tower(flux, ivar)
+    tower.head.bands, layers = None, tower.head.bands
+    torch.testing.assert_close(tower(flux, ivar), before)
+    tower.head.bands = layers
+    tower(flux, ivar).square().sum().backward()
+    assert layers[2].weight.grad.abs().max() > 0
 
 
 def test_aperture_photometry_measures_magnitudes_and_colours():

@@ -10,9 +10,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sky import make_image, make_spectrum
 
 from astroclip.embed import Embedder
+from astroclip.models import AstroCLIPModel
 from astroclip.preprocess import image_to_grid, spectrum_to_grid
 from training.align import Alignment, train_align
 from training.augment import ImageAugmentation, SpectrumAugmentation, draw_shifts, move_in_redshift
@@ -153,6 +155,53 @@ def test_row_batches_partition_the_epoch_between_processes():
     assert len(joined) == 100 and len(joined.unique()) == 100
 
 
+def test_an_aligned_model_goes_on_from_another(survey, tmp_path):
+    first = train_align(AlignSettings(**_common(survey, tmp_path / "a")), progress=False)
+    settings = AlignSettings(**_common(survey, tmp_path / "b"), model_init=str(first))
+    from training.run import load_split
+
+    module = Alignment(settings, *load_split(settings))
+    started = AstroCLIPModel.from_pretrained(first).state_dict()
+    for key, value in module.model.state_dict().items():
+        torch.testing.assert_close(value.float(), started[key].float(), msg=key)
+
+
+def test_a_locked_spectrum_tower_moves_its_head_alone(survey, tmp_path):
+    first = train_align(AlignSettings(**_common(survey, tmp_path / "a")), progress=False)
+    settings = AlignSettings(**_common(survey, tmp_path / "b"), model_init=str(first), locked_views=3)
+    started = AstroCLIPModel.from_pretrained(first).state_dict()
+    ended = AstroCLIPModel.from_pretrained(train_align(settings, progress=False)).state_dict()
+    for key, value in ended.items():
+        locked = key.startswith("spectrum_tower.") and not key.startswith("spectrum_tower.head.")
+        if locked:
+            assert torch.equal(value, started[key]), key
+    moved = {key for key, value in ended.items() if not torch.equal(value, started[key])}
+    assert {"image_tower.backbone.conv1.weight", "spectrum_tower.head.query", "logit_scale"} <= moved
+    with pytest.raises(ValueError, match="model_init"):
+        train_align(AlignSettings(**_common(survey, tmp_path / "c"), locked_views=1), progress=False)
+
+
+def test_a_locked_tower_reads_what_the_whole_one_would(survey, tmp_path):
+    from training.locked import LockedAlignment
+    from training.run import load_split
+
+    first = train_align(AlignSettings(**_common(survey, tmp_path / "a")), progress=False)
+    plain = SpectrumAugmentation(max_noise=1.0, throughput_sigma=0, tilt=0, smooth=0, ragged=0, cut=0, gap=0)
+    settings = AlignSettings(
+        **_common(survey, tmp_path / "b"), model_init=str(first), locked_views=1, spectrum_augmentation=plain
+    )
+    module = LockedAlignment(settings, *load_split(settings))
+    truth = module.survey.flux_true
+    assert truth is not None
+    module._surveys = (dataclasses.replace(module.survey, flux_true=None), module.validation)  # hence no new noise
+    module.on_fit_start()
+    rows = torch.tensor([5, 0, 11])
+    embedded, again, moved = module._spectra(rows, torch.Generator())
+    expected = module.model.get_spectrum_features(*module.survey.spectrum_batch(rows))
+    assert again is None and moved is None
+    assert F.cosine_similarity(embedded, expected).min() > 0.999  # tokens in half precision
+
+
 def test_mask_fraction_is_what_was_asked():
     hidden = draw_mask(512, 64, 0.4, 4, torch.Generator().manual_seed(0))
     assert abs(hidden.float().mean() - 0.4) < 0.05
@@ -217,5 +266,6 @@ def test_unknown_settings_are_refused(tmp_path):
 
 def test_shipped_configs_are_valid():
     folder = Path(__file__).resolve().parents[2] / "training" / "configs"
-    for name, cls in (("spectrum", SpectrumSettings), ("image", ImageSettings), ("align", AlignSettings)):
+    stages = {"spectrum": SpectrumSettings, "image": ImageSettings, "align": AlignSettings, "refine": AlignSettings}
+    for name, cls in stages.items():
         assert read_settings(cls, folder / f"demo-{name}.toml").preset == "demo"
