@@ -35,7 +35,8 @@ class TrainingLog(Callback):
     """Writes `<out>/mllog.txt` on the first process; goes on in the file of the run it resumes.
 
     A finished log, or one whose checkpoint is gone, is set aside as mllog-1.txt, mllog-2.txt ...; the time of a
-    finished one that is trained further carries over."""
+    finished one that is trained further carries over.
+    """
 
     def __init__(self, out: Path, settings: StageSettings) -> None:
         self.out, self.settings = Path(out), settings
