@@ -14,8 +14,9 @@ from astroclip.losses import info_nce
 from astroclip.models import AstroCLIPModel
 from training.augment import draw_shifts, move_in_redshift
 from training.data import SurveyArrays
-from training.run import Stage, export_model, load_split, new_model, run_stage
+from training.run import Stage, export_model, new_model, run_stage
 from training.settings import AlignSettings
+from training.stream import staged
 
 __all__ = ["Alignment", "train_align"]
 
@@ -37,14 +38,17 @@ class Alignment(Stage):
         _initialise(self.model.spectrum_tower, settings.spectrum_init)
         # The pair loss has its own scale: two spectra of a galaxy agree far better than its image and spectrum do.
         self.pair_scale = nn.Parameter(self.model.logit_scale.detach().clone())
+        # Several processes wait for the gradient of every parameter that wants one.
+        self.pair_scale.requires_grad_(bool(settings.spectrum_pair_weight))
 
     def _contrast(
         self, a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor, negatives: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """InfoNCE against the rows of all processes, and `negatives` of this one; gradients flow through all."""
+        """InfoNCE against the rows and `negatives` of all processes; gradients flow through all."""
         all_a, all_b = self.gathered(a), self.gathered(b)
         if negatives is not None:
-            all_a, all_b = torch.cat([all_a, negatives]), torch.cat([all_b, negatives])
+            further = self.gathered(negatives)
+            all_a, all_b = torch.cat([all_a, further]), torch.cat([all_b, further])
         return info_nce(a, b, scale, all_a=all_a, all_b=all_b, first_row=self.global_rank * len(a))
 
     def _spectra(
@@ -117,7 +121,6 @@ def train_align(settings: AlignSettings, progress: bool = True) -> Path:
     """Run the stage; the model directory `<out>/model` (float16 weights) is written and returned."""
     from training.locked import LockedAlignment
 
-    kind = LockedAlignment if settings.locked_views else Alignment
-    module = kind(settings, *load_split(settings))
+    module = staged(LockedAlignment if settings.locked_views else Alignment, settings)
     out = run_stage(module, progress=progress)
     return export_model(module.model, out, half=True)

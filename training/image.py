@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import nn
 
 from astroclip.models import ImageTower
 from training.data import SurveyArrays
-from training.run import Stage, load_split, new_model, run_stage
+from training.run import Stage, new_model, run_stage, save_tower
 from training.settings import ImageSettings
+from training.stream import staged
 
 __all__ = ["MomentumContrast", "train_image"]
 
@@ -65,9 +65,14 @@ class MomentumContrast(Stage):
         momentum = self.settings.momentum
         for key, query in zip(self.key.parameters(), self.query.parameters(), strict=True):
             key.lerp_(query, 1 - momentum)
-        order = torch.randperm(len(images), generator=generator).to(images.device)
-        halves = [F.normalize(self.key(half).float(), dim=1) for half in images[order].chunk(2)]
-        return torch.cat(halves)[order.argsort()]
+        order = self._shuffle(len(images), generator).to(images.device)
+        # Every other of the shuffled: over several processes, the halves are halves of the joined batch.
+        halves = [order[0::2], order[1::2]]
+        keys = [F.normalize(self.key(images[half]).float(), dim=1) for half in halves]
+        return torch.cat(keys)[torch.cat(halves).argsort()]
+
+    def _shuffle(self, n: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.randperm(n, generator=generator)
 
     @torch.no_grad()
     def _enqueue(self, keys: torch.Tensor) -> None:
@@ -104,8 +109,6 @@ class MomentumContrast(Stage):
 
 def train_image(settings: ImageSettings, progress: bool = True) -> Path:
     """Run the stage; the query tower's weights are written as `<out>/tower.safetensors`, which is returned."""
-    module = MomentumContrast(settings, *load_split(settings))
+    module = staged(MomentumContrast, settings, ("image",))
     out = run_stage(module, progress=progress)
-    target = out / "tower.safetensors"
-    save_file({k: v.contiguous() for k, v in module.tower.state_dict().items()}, target)
-    return target
+    return save_tower(module.tower, out)

@@ -9,7 +9,33 @@ from typing import Any, TypeVar
 
 from training.augment import ImageAugmentation, SpectrumAugmentation
 
-__all__ = ["AlignSettings", "ImageSettings", "SpectrumSettings", "StageSettings", "read_settings"]
+__all__ = ["AlignSettings", "ImageSettings", "SpectrumSettings", "StageSettings", "StreamSettings", "read_settings"]
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """Reading the data from disk while training; without `enabled` the survey is held in memory.
+
+    workers:      processes that read, for each training process; 0 reads in the training process itself.
+    prefetch:     batches each of them reads ahead.
+    chunk:        neighbouring rows that stay together in the first shuffle; 64 of AstroCLIP's file are 20 MB.
+    window:       rows that are shuffled among each other afterwards; at least some batches.
+    val_fraction: end of each group of AstroCLIP's training rows that validates (shards have their own split).
+    val_objects:  validate on at most so many.
+    """
+
+    enabled: bool = False
+    workers: int = 4
+    prefetch: int = 2
+    chunk: int = 64
+    window: int = 8192
+    val_fraction: float = 0.02
+    val_objects: int = 4096
+
+    def __post_init__(self) -> None:
+        least = {"workers": 0, "prefetch": 1, "chunk": 1, "window": 1, "val_objects": 1}
+        if low := [f"{name} = {getattr(self, name)}" for name, value in least.items() if getattr(self, name) < value]:
+            raise ValueError(f"stream: found {', '.join(low)}; wanted workers at least 0 and the others at least 1")
 
 
 @dataclass(frozen=True)
@@ -18,10 +44,15 @@ class StageSettings:
 
     preset:      model configuration (`astroclip.models.PRESETS`).
     data, out:   survey folder; run folder (checkpoints, `metrics.csv`, the exported model).
+    batch_size:  objects a step, of all processes together.
+    max_steps:   stop after so many steps, whatever the epochs; 0 = no bound.
+    epoch_steps: steps of an epoch, where not the whole of the data (a dry run); 0 = all.
     learning_rate, weight_decay, warmup_steps: AdamW with linear warm-up, then a cosine to a hundredth.
     precision:   Lightning's; bf16-mixed runs on CPUs too.
     max_minutes: stop early (the checkpoint resumes); 0 = no bound.
     max_objects: use at most this many training objects; 0 = all.
+    log_steps:   a row of the loss curves every so many steps.
+    stream:      read from disk rather than hold the survey in memory.
     """
 
     preset: str = "demo"
@@ -40,6 +71,10 @@ class StageSettings:
     checkpoint_steps: int = 50
     max_minutes: float = 0.0
     max_objects: int = 0
+    max_steps: int = 0
+    epoch_steps: int = 0
+    log_steps: int = 10
+    stream: StreamSettings = field(default_factory=StreamSettings)
 
 
 @dataclass(frozen=True)

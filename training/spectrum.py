@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from astroclip.models import SpectrumTower
 from astroclip.models.spectrum_tower import normalise
 from training.data import SurveyArrays
-from training.run import Stage, load_split, new_model, run_stage
+from training.distributed import joined_mean
+from training.run import Stage, new_model, run_stage, save_tower
 from training.settings import SpectrumSettings
+from training.stream import staged
 
 __all__ = ["MaskedSpectrum", "draw_mask", "train_spectrum"]
 
@@ -59,7 +60,7 @@ class MaskedSpectrum(Stage):
         predicted = self.decoder(tokens[:, self.tower.N_GLOBAL :]).reshape(len(flux), -1).float()
         information = torch.expm1(3 * spectrum.known).square()  # (scale / sigma)^2
         weight = information / (1 + information) * hidden.repeat_interleave(self.tower.patch, dim=1)
-        return (weight * (predicted - spectrum.x).square()).sum() / weight.sum().clamp_min(1)
+        return joined_mean((weight * (predicted - spectrum.x).square()).sum(), weight.sum())
 
     def training_step(self, rows: torch.Tensor) -> torch.Tensor:
         generator = self.step_generator()
@@ -81,8 +82,6 @@ class MaskedSpectrum(Stage):
 
 def train_spectrum(settings: SpectrumSettings, progress: bool = True) -> Path:
     """Run the stage; the tower's weights are written as `<out>/tower.safetensors`, which is returned."""
-    module = MaskedSpectrum(settings, *load_split(settings))
+    module = staged(MaskedSpectrum, settings, ("spectrum",))
     out = run_stage(module, progress=progress)
-    target = out / "tower.safetensors"
-    save_file({k: v.contiguous() for k, v in module.tower.state_dict().items()}, target)
-    return target
+    return save_tower(module.tower, out)

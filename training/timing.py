@@ -3,7 +3,8 @@
 The time of a run is the wall-clock time of its processes from `run_start`, evaluation included; `run_time_ms` at an
 event is that of all sessions so far. A session that was killed counts up to its last line, and a line is written at
 least every `HEARTBEAT_S` seconds. The quality is `training.benchmark.targets.QUALITY`, measured after every epoch on
-the first validation objects, whatever the batch size; stages without a joint model log their validation loss alone.
+the first validation objects, whatever the batch size; stages without a joint model, and those that stream their pairs
+from disk, log their validation loss alone.
 """
 
 from __future__ import annotations
@@ -136,8 +137,7 @@ class TrainingLog(Callback):
         events, settings = self.events, self.settings
         assert events is not None
         events.start("init_start")
-        survey, validation = getattr(module, "survey", ()), getattr(module, "validation", ())
-        batch = settings.batch_size * trainer.world_size
+        train, held_out = _parts(module)
         optimizer = type(trainer.optimizers[0]).__name__.lower()
         events.event("submission_benchmark", "astroclip_training")
         events.event("benchmark_version", BENCHMARK_VERSION)
@@ -150,9 +150,9 @@ class TrainingLog(Callback):
         self._platform(trainer)
         events.event("data_release", **release)
         events.event("seed", settings.seed)
-        events.event("global_batch_size", batch)
-        events.event("train_samples", max(len(survey), 1))
-        events.event("eval_samples", max(len(validation), 1))
+        events.event("global_batch_size", settings.batch_size)
+        events.event("train_samples", max(len(train), 1))
+        events.event("eval_samples", max(len(held_out), 1))
         events.event("opt_name", optimizer)
         events.event("opt_base_learning_rate", settings.learning_rate)
         events.event("opt_weight_decay", settings.weight_decay)
@@ -182,20 +182,28 @@ class TrainingLog(Callback):
     def _samples(self, trainer: L.Trainer) -> int:
         """Objects shown to the model, those of steps that a kill undid included."""
         steps = trainer.global_step - self.first_step
-        return self.before.samples + steps * self.settings.batch_size * trainer.world_size
+        return self.before.samples + steps * self.settings.batch_size  # of the joined batch
 
     def _so_far(self, trainer: L.Trainer) -> dict[str, Any]:
         spent = self.before.run_time_ms + 1e3 * (time.time() - self.began)
         return {"run_time_ms": round(spent), "samples_count": self._samples(trainer), "step_num": trainer.global_step}
 
 
+def _parts(module: L.LightningModule) -> Any:
+    """Training and validation objects of a stage: its sources where it streams them, else the surveys in memory."""
+    return getattr(module, "sources", None) or (getattr(module, "survey", ()), getattr(module, "validation", ()))
+
+
 def recall_at_10(module: L.LightningModule) -> tuple[float, int] | None:
-    """(recall@10 image to spectrum, pool) among the first validation objects; None for a stage without a joint model.
+    """(recall@10 image to spectrum, pool) among the first validation objects; None for a stage without a joint model, or
+    without its survey in memory.
 
     In eval mode and float32, as the model will serve; the module's mode is restored.
     """
     model: Any
     model, validation = getattr(module, "model", None), getattr(module, "validation", None)
+    if hasattr(module, "sources"):
+        return None
     if not hasattr(model, "get_spectrum_features") or validation is None or not hasattr(validation, "image_batch"):
         return None
     pool = min(QUALITY.pool, len(validation))

@@ -31,7 +31,7 @@ def write_astroclip(path: Path, groups: int = 2, rows: int = 20, seed: int = 5) 
     return path
 
 
-def write_shards(root: Path, shards: int = 4, rows: int = 16, seed: int = 3) -> Path:
+def write_shards(root: Path, shards: int = 4, rows: int = 16, seed: int = 3, true: bool = True) -> Path:
     """Multimodal Universe layout, object ids sim-<shard>-<row>."""
     rng = np.random.default_rng(seed)
     wave = make_spectrum(rng).wave.astype("f4")
@@ -46,7 +46,8 @@ def write_shards(root: Path, shards: int = 4, rows: int = 16, seed: int = 3) -> 
             file["image_scale"] = np.full((rows, 3), 0.262, "f4")
             file["spectrum_lambda"] = np.tile(wave, (rows, 1))
             file["spectrum_flux"] = spectra
-            file["spectrum_flux_true"] = spectra
+            if true:
+                file["spectrum_flux_true"] = spectra
             file["spectrum_ivar"] = np.full(spectra.shape, 4.0, "f4")
             file["spectrum_mask"] = np.zeros(spectra.shape, bool)
             file["redshift"] = z
