@@ -73,7 +73,9 @@ evaluate: $(TEST_STAMP) ## baselines and the science evaluation of the demo mode
 	$(BIN)/astroclip evaluate --model service/demo/model --data $(SURVEY) --out $(RESULTS)/evaluation.json \
 	    --image-tower $(RUNS)/image/tower.safetensors --spectrum-tower $(RUNS)/spectrum/tower.safetensors \
 	    $(foreach kind,resnet photometry redshift,--baseline $(RUNS)/baselines/$(kind)) \
-	    --realism $(RESULTS)/realism_photometric.json
+	    --realism $(RESULTS)/realism_photometric.json --division closed --cache $(RUNS)/vectors \
+	    $(foreach stage,spectrum image align,$(addprefix --training-log ,$(wildcard $(RUNS)/$(stage)/mllog.txt)))
+	$(BIN)/astroclip benchmark check $(RESULTS)/evaluation.json $(RESULTS)/evaluation.mllog.txt
 	$(BIN)/python benchmarks/readme_tables.py
 
 docker-smoke: ## build the CPU image, run it, embed one file (Docker, or buildah without an engine)

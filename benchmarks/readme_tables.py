@@ -1,6 +1,6 @@
-"""The README's result tables, rendered from the committed JSON so that no number is typed by hand.
+"""The result tables of README.md and docs/benchmark.md, rendered from committed JSON so that none is typed by hand.
 
-    python benchmarks/readme_tables.py            rewrite the tables in README.md
+    python benchmarks/readme_tables.py            rewrite the tables
     python benchmarks/readme_tables.py --check    exit 1 where they are not in step with benchmarks/results/
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; NAME is one of `TABLES`. Standard library only.
@@ -20,6 +20,7 @@ __all__ = ["TABLES", "render", "update"]
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmark.md")
 BLOCK = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table:\2 -->)", re.DOTALL)
 NOT_YET = "_Not measured yet._"
 DASH = "–"
@@ -31,6 +32,11 @@ LABELS = {
     "age_gyr": "age",
     "log_ssfr": "sSFR",
 }
+SUPERVISED = {
+    "resnet": ("image", "supervised ResNet-18"),
+    "photometry": ("g, r, z photometry", "supervised MLP"),
+    "redshift": ("spectrum", "supervised 1-D CNN"),
+}
 Report = Mapping[str, Any]
 
 
@@ -41,6 +47,8 @@ def update(text: str, results: Path = RESULTS) -> str:
 
 def render(name: str, results: Path = RESULTS) -> str:
     """The Markdown of one table, or a line saying that its result is not there yet."""
+    if name == "leaderboard":
+        return leaderboard(results)
     file, table = TABLES[name]
     path = results / file
     if not path.is_file():
@@ -58,6 +66,56 @@ def marks(report: Report) -> str:
     return _table(["mark", "wanted", "measured", "reached"], rows) + "\n\n" + _source(report)
 
 
+def leaderboard(results: Path) -> str:
+    """Every committed result of the benchmark, one row an encoder or baseline, grouped by release."""
+    rows = []
+    for path in sorted(results.glob("*.json")):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if report.get("kind") == "evaluation" and "benchmark" in report:
+            rows += _leaders(report)
+    if not rows:
+        return NOT_YET
+    head = ["release", "division", "model", "from", "redshift", "stellar mass", "recall@10 (pool)", "DESI σ_NMAD",
+            "DESI outliers"]  # fmt: skip
+    return _table(head, rows)
+
+
+def _leaders(report: Report) -> list[list[Any]]:
+    benchmark, model = report["benchmark"], report["model"]
+    start = [benchmark["release"]["name"] or "none", benchmark["division"]]
+    sky = report["real"].get("redshift", {}).get("desi", {}).get("z<0.6", {})
+    named = {
+        f"**{model['id']}** ({model['sha256'][:8]})": (report["simulated"], "knn"),
+        "before alignment": (report["unaligned"], "knn_unaligned"),
+        **{name: (tasks, f"knn_{name}") for name, tasks in report["encoders"].items()},
+    }
+    rows = []
+    for name, (tasks, method) in named.items():
+        for way, values in tasks.get("zero_shot", {}).get("tuned", {}).items():
+            found = _largest_pool(tasks) if way == "image->spectrum" else DASH
+            stars = sky.get(method) if way == "spectrum->spectrum" else None
+            rows.append([*start, name, _direction(way), *_cells(values)[:2], found, *_sky_cells(stars)])
+    for kind, entry in report["supervised"].items():
+        test = {"redshift": entry["test"]["r2"]} if kind == "redshift" else entry["test"]
+        stars = sky.get("cnn") if kind == "redshift" else None
+        source, title = SUPERVISED[kind]
+        rows.append([*start, title, source, *_cells(test)[:2], DASH, *_sky_cells(stars)])
+    if "templates" in sky:
+        rows.append([*start, "redrock templates", "spectrum", DASH, DASH, DASH, *_sky_cells(sky["templates"])])
+    return rows
+
+
+def _largest_pool(tasks: Report) -> str:
+    """recall@10, image to spectrum, in the largest pool of test objects."""
+    kept = [v["image->spectrum"] for k, v in tasks.items() if re.fullmatch(r"retrieval(_\d+)?", k)]
+    best = max(kept, key=lambda entry: entry["pool_size"], default=None)
+    return f"{_value(best['recall@10'])} in {best['pool_size']:,}" if best else DASH
+
+
+def _sky_cells(numbers: Report | None) -> list[str]:
+    return [_value(numbers[key]) for key in ("sigma_nmad", "outliers_0.05")] if numbers else [DASH, DASH]
+
+
 def zero_shot(report: Report) -> str:
     """R2 of every property by query, table and encoder."""
     rows = []
@@ -68,9 +126,14 @@ def zero_shot(report: Report) -> str:
         rows.append([_direction(name), "aligned, k chosen on validation, z < 0.6 only", *_cells(values)])
     for name, values in report.get("unaligned", {}).get("zero_shot", {}).get("tuned", {}).items():
         rows.append([_direction(name), "own pretraining alone, k chosen on validation", *_cells(values)])
-    supervised = {"resnet": ("image", "supervised ResNet-18"), "photometry": ("g, r, z photometry", "supervised MLP"),
-                  "redshift": ("spectrum", "supervised 1-D CNN")}  # fmt: skip
-    for kind, (source, title) in supervised.items():
+    for encoder, tasks in report.get("encoders", {}).items():
+        for name, values in tasks.get("zero_shot", {}).get("tuned", {}).items():
+            rows.append([_direction(name), f"{encoder}, k chosen on validation", *_cells(values)])
+    for labels, ways in report["simulated"].get("few_shot", {}).items():
+        for name, values in ways.items():
+            count = "all labels" if labels == "all" else f"{int(labels):,} labels"
+            rows.append([_direction(name), f"aligned, MLP on {count}", *_cells(values)])
+    for kind, (source, title) in SUPERVISED.items():
         if kind in report.get("supervised", {}):
             test = dict(report["supervised"][kind]["test"])
             rows.append([source, title, *_cells({"redshift": test["r2"]} if kind == "redshift" else test)])
@@ -86,7 +149,8 @@ def retrieval(report: Report) -> str:
     """Finding the partner among a pool, both ways."""
     rows = []
     near = report["simulated"].get("near", {}).get("retrieval", {})
-    for objects, entries in (("all", report["simulated"]["retrieval"]), ("z < 0.6", near)):
+    pools = {k: v for k, v in report["simulated"].items() if re.fullmatch(r"retrieval(_\d+)?", k)}
+    for objects, entries in (*(("all", entry) for entry in pools.values()), ("z < 0.6", near)):
         for name, entry in entries.items():
             cells = [_value(entry[f"recall@{k}"]) for k in (1, 5, 10)]
             rows.append([_direction(name), objects, f"{entry['pool_size']:,}", *cells,
@@ -100,8 +164,11 @@ def real_sky(report: Report) -> str:
     if "skipped" in real:
         return f"_Real sky skipped: {real['skipped']}._"
     rows = []
-    methods = {"knn": "k-NN, aligned", "knn_unaligned": "k-NN, pretraining alone", "cnn": "supervised CNN"}
-    groups = {"desi": "DESI", "sdss": "SDSS / BOSS", "desi_edr_scaled": "DESI EDR, rescaled, class unknown"}
+    methods = {"knn": "k-NN, aligned", "knn_unaligned": "k-NN, pretraining alone", "cnn": "supervised CNN",
+               "templates": "redrock templates"}  # fmt: skip
+    methods |= {f"knn_{name}": f"k-NN, {name}" for name in report.get("encoders", {})}
+    groups = {"desi": "DESI", "sdss": "SDSS / BOSS", "desi_edr_scaled": "DESI EDR, rescaled, class unknown",
+              "simulated": "simulated test spectra"}  # fmt: skip
     for group, title in groups.items():
         for label, entry in real["redshift"].get(group, {}).items():
             for method, words in methods.items():
@@ -134,6 +201,7 @@ def _strangers(real: Report) -> list[str]:
     return [_table(head, rows)] if rows else []
 
 
+# `leaderboard` is made of all results and stands apart.
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "marks": ("evaluation.json", marks),
     "evaluation": ("evaluation.json", zero_shot),
@@ -183,17 +251,17 @@ def _source(report: Report) -> str:
 
 
 def main() -> None:
-    """Rewrite the README, or with --check say whether it would change."""
-    parser = argparse.ArgumentParser(description="Render the README's result tables from benchmarks/results/.")
+    """Rewrite the pages, or with --check say whether it would change."""
+    parser = argparse.ArgumentParser(description="Render the result tables from benchmarks/results/.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where a table is out of step")
     check = parser.parse_args().check
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    wanted = update(text)
-    if check and wanted != text:
-        sys.exit("README.md is not in step with benchmarks/results/: run python benchmarks/readme_tables.py")
-    if not check:
-        readme.write_text(wanted, encoding="utf-8")
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        wanted = update(text)
+        if check and wanted != text:
+            sys.exit(f"{page.name} is not in step with benchmarks/results/: run python benchmarks/readme_tables.py")
+        if not check:
+            page.write_text(wanted, encoding="utf-8")
 
 
 if __name__ == "__main__":

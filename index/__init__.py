@@ -6,6 +6,7 @@ estimates = estimate(index, hits[0])
 """
 
 from index.build import BuildOptions, append_index, build_index
+from index.head_estimate import Histogram, head_estimate, head_histogram
 from index.regress import Estimate, Regression, estimate, knn_regress
 from index.store import Hits, SearchReport, SurveyIndex
 from index.trust import Trust, assess, ood_p
@@ -13,6 +14,7 @@ from index.trust import Trust, assess, ood_p
 __all__ = [
     "BuildOptions",
     "Estimate",
+    "Histogram",
     "Hits",
     "Regression",
     "SearchReport",
@@ -22,6 +24,8 @@ __all__ = [
     "assess",
     "build_index",
     "estimate",
+    "head_estimate",
+    "head_histogram",
     "knn_regress",
     "ood_p",
 ]

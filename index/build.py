@@ -1,7 +1,7 @@
 """Building an index: embedding parts in, a published version out; appending is building onto an earlier version.
 
 Memory: the catalogue (some 100 bytes an object) and one part at a time; vectors are streamed to disk. At a million
-objects the graph takes minutes (`HNSW_FROM`), everything else seconds.
+objects the graph takes minutes (`HNSW_FROM`), the heads a minute or two, everything else seconds.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from astroclip.types import MODALITIES
 from index.backends.hnsw import EF_CONSTRUCTION, HnswBackend, M
 from index.calibrate import KTH, kth_scores, sample_scores
 from index.catalog import CATALOG, STANDARD_PROPERTIES
+from index.head_build import WhenHeads, fit_heads
 from index.manifest import MANIFEST, Manifest
 from index.parts import PartsInfo, read_info, read_parts
 from index.previews import write_previews
@@ -53,12 +54,14 @@ class BuildOptions:
     """How an index is written.
 
     hnsw: "auto" = for tables of `HNSW_FROM` vectors or more. vector_dtype: "float16" or "float32".
-    properties: {column: unit} to be estimated besides those whose units are known. seed: of all sampling.
+    properties: {column: unit} to be estimated besides those whose units are known. heads: see `head_build.fit_heads`.
+    seed: of all sampling and fitting.
     """
 
     hnsw: Literal["auto", "always", "never"] = "auto"
     vector_dtype: Literal["float16", "float32"] = "float16"
     properties: Mapping[str, str] | None = None
+    heads: WhenHeads = "auto"
     licence: str = ""
     citations: tuple[str, ...] = ()
     seed: int = _SEED
@@ -105,9 +108,12 @@ def append_index(
     *,
     previews: str | Path | None = None,
     options: BuildOptions | None = None,
+    heads: WhenHeads = "auto",
     progress: Progress | None = None,
 ) -> Path:
     """Publish a new version of the index `root` that also holds new parts; the old version is untouched.
+
+    heads: fitted anew on all objects; ignored where `options` are given.
 
     Raises ProvenanceError if the parts come from another model or preprocessing, InputError if an object is already in
     the index.
@@ -126,6 +132,7 @@ def append_index(
         settings = options or BuildOptions(
             vector_dtype="float16" if old.vector_dtype == "float16" else "float32",
             properties=old.properties,
+            heads=heads,
             licence=old.licence,
             citations=old.citations,
         )
@@ -158,6 +165,7 @@ class _Writer:
         record, catalog = self._previews(folder, catalog, base, previews)
         pq.write_table(catalog, folder / CATALOG, compression="zstd")
         tables: dict[str, VectorTable] = {m: self._table(folder, m, catalog) for m in MODALITIES}
+        properties = self._properties(catalog)
         manifest = Manifest(
             index_id=index_id,
             survey=survey,
@@ -169,9 +177,10 @@ class _Writer:
             vector_dtype=self.options.vector_dtype,
             counts={"objects": catalog.num_rows, **{m: len(t) for m, t in tables.items()}, "skipped": skipped},
             backends=self._graphs(folder, tables, base),
-            properties=self._properties(catalog),
+            properties=properties,
             calibration=self._calibration(folder, tables),
             previews=record,
+            heads=self._heads(folder, tables, catalog, properties),
             licence=self.options.licence,
             citations=tuple(self.options.citations),
             sources=(() if base is None else base.manifest.sources) + tuple(path.name for path in parts),
@@ -268,6 +277,12 @@ class _Writer:
                 kth[query] = f"calibration/kth-{query}.npy"
                 np.save(folder / kth[query], alone)
         return {"scores": scores, "kth": {"k": KTH, "files": kth}, "seed": self.options.seed}
+
+    def _heads(
+        self, folder: Path, tables: Mapping[str, VectorTable], catalog: pa.Table, properties: Mapping[str, str]
+    ) -> dict[str, Any]:
+        options = self.options
+        return fit_heads(folder, tables, catalog, properties, when=options.heads, seed=options.seed, say=self._say)
 
     def _properties(self, catalog: pa.Table) -> dict[str, str]:
         """Columns to estimate, the standard ones first; all must be numeric."""

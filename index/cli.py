@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from index.head_build import WhenHeads
 
 __all__ = ["register"]
 
@@ -15,6 +18,12 @@ Previews = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not say what is being done.")]
+Heads = Annotated[
+    bool | None,
+    typer.Option(
+        "--heads/--no-heads", help="Fit heads (method head of estimates); default: properties with 1,000 labels."
+    ),
+]
 IndexDir = Annotated[Path, typer.Argument(help="Index directory, or a root with CURRENT.")]
 
 
@@ -37,6 +46,7 @@ def build(
     prop: Annotated[
         list[str] | None, typer.Option("--property", help="COLUMN=UNIT to estimate besides the standard ones.")
     ] = None,
+    heads: Heads = None,
     licence: Annotated[str, typer.Option(help="Licence of the survey's data.")] = "",
     cite: Annotated[list[str] | None, typer.Option(help="Citation the survey asks for; repeatable.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Write OUT as one plain directory, to ship.")] = False,
@@ -51,6 +61,7 @@ def build(
         hnsw=hnsw,  # type: ignore[arg-type]
         vector_dtype="float32" if float32 else "float16",
         properties=_properties(prop or []),
+        heads=_when(heads),
         licence=licence,
         citations=tuple(cite or ()),
     )
@@ -72,13 +83,14 @@ def append(
     root: Annotated[Path, typer.Argument(help="Root of the index to extend.")],
     embeddings: Annotated[Path, typer.Argument(help="Directory written by `astroclip embed`, same model.")],
     previews: Previews = None,
+    heads: Heads = None,
     quiet: Quiet = False,
 ) -> None:
     """Publish a new version of an index that also holds new objects."""
     from index.build import append_index
 
     with _Steps(quiet) as steps:
-        folder = append_index(root, embeddings, previews=previews, progress=steps.say)
+        folder = append_index(root, embeddings, previews=previews, heads=_when(heads), progress=steps.say)
     _show(folder)
 
 
@@ -145,6 +157,8 @@ def _show(folder: Path) -> None:
     for modality in ("image", "spectrum"):
         table.add_row(f"search of {modality}", _search_line(manifest.backends.get(modality)))
     table.add_row("properties", ", ".join(f"{n} ({u})" if u else n for n, u in manifest.properties.items()) or "none")
+    for modality, head in manifest.heads.items():
+        table.add_row(f"head for {modality}", f"{head['objects']:,} objects: {', '.join(head['properties'])}")
     table.add_row("previews", "yes" if manifest.previews else "no")
     table.add_row("size", f"{size / 2**20:.1f} MiB in {len(manifest.files)} files")
     table.add_row("licence", manifest.licence or "not stated")
@@ -178,6 +192,10 @@ def _print_files(index_id: str, rows: list[dict[str, Any]]) -> None:
         state = "[green]ok[/]" if row["problem"] is None else f"[red]{row['problem']}[/]"
         table.add_row(row["file"], f"{row['bytes']:,}", state)
     Console().print(table)
+
+
+def _when(heads: bool | None) -> WhenHeads:
+    return "auto" if heads is None else "always" if heads else "never"
 
 
 def _properties(pairs: list[str]) -> dict[str, str]:

@@ -19,7 +19,8 @@ from astroclip.errors import IndexFileError
 
 __all__ = ["FORMAT_VERSION", "MANIFEST", "FileEntry", "Manifest", "check_files", "file_entry", "sha256_file"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: `heads`; 1 is still read
+_READ = (1, FORMAT_VERSION)
 MANIFEST = "manifest.json"
 _MAX_BYTES = 16 * 2**20  # a manifest is some 10 KB; anything this large is not one
 _CHUNK = 4 * 2**20
@@ -45,6 +46,8 @@ class Manifest:
     properties:   {name: unit} of the columns `regress.estimate` may estimate, the default ones first.
     calibration:  names of the table files and how they were drawn, see `index.calibrate`.
     previews:     shape of the previews, or None; see `index.previews`.
+    heads:        {image, spectrum or both: {"file", "objects", "seed", "settings", "properties": {name: measured}}} of
+                  the heads on disk, see `index.head_build`; empty where there are none.
     files:        {relative posix name: FileEntry} for every file but the manifest.
     """
 
@@ -62,6 +65,7 @@ class Manifest:
     properties: Mapping[str, str] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
     previews: Mapping[str, Any] | None = None
+    heads: Mapping[str, Any] = field(default_factory=dict)
     licence: str = ""
     citations: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
@@ -70,6 +74,8 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """The file's content: canonical JSON with its own checksum."""
         record = asdict(self)
+        if self.format_version == 1:
+            del record["heads"]
         record["properties"] = [{"name": name, "unit": unit} for name, unit in self.properties.items()]
         record["checksum"] = hashlib.sha256(_canonical(record)).hexdigest()
         return _canonical(record)
@@ -95,8 +101,10 @@ class Manifest:
         try:
             record = json.loads(content)
             version = record["format_version"]
-            if version != FORMAT_VERSION:
-                raise _damaged(MANIFEST, f"has format version {version!r}", f"version {FORMAT_VERSION}")
+            if version not in _READ:
+                raise _damaged(MANIFEST, f"has format version {version!r}", f"a version up to {FORMAT_VERSION}")
+            if version == 1:
+                record["heads"] = {}
             record["files"] = {_safe_name(name): FileEntry(**entry) for name, entry in record["files"].items()}
             record["properties"] = {entry["name"]: entry["unit"] for entry in record["properties"]}
             record["citations"], record["sources"] = tuple(record["citations"]), tuple(record["sources"])

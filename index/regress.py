@@ -24,7 +24,7 @@ from astroclip.errors import InputError, NotFoundError
 if TYPE_CHECKING:
     from index.store import Hits, SurveyIndex
 
-__all__ = ["DEFAULT_K", "MIN_DISTANCE", "Estimate", "Regression", "estimate", "knn_regress"]
+__all__ = ["DEFAULT_K", "MIN_DISTANCE", "Estimate", "Regression", "estimate", "knn_regress", "unit_of"]
 
 DEFAULT_K = 16  # the paper's; `k` neighbours are what the caller searches for
 MIN_DISTANCE = 1e-6  # below float32 resolution of the cosine
@@ -36,7 +36,8 @@ Array = npt.NDArray[np.float64]
 class Estimate:
     """One property: `value` in [lo, hi], `coverage` the wanted probability of that interval.
 
-    n_eff: effective number of neighbours behind it; None values (n_eff 0) where no neighbour has the property.
+    n_eff: effective number of neighbours behind it, None where it comes from a head (`index.head_estimate`); None
+    values (n_eff 0) where no neighbour has the property.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Estimate:
     lo: float | None
     hi: float | None
     coverage: float
-    n_eff: float
+    n_eff: float | None
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,15 @@ def estimate(
     distances = np.sqrt(np.maximum(2.0 - 2.0 * hits.scores.astype(np.float64), 0.0))[None, :]
     out = []
     for name in index.default_properties if properties is None else properties:
-        unit = _unit(index, name)
+        unit = unit_of(index, name)
         found = knn_regress(index.catalog.values(name)[hits.rows][None, :], distances, coverage)
         value, lo, hi = (_plain(a[0]) for a in (found.value, found.lo, found.hi))
         out.append(Estimate(name, unit, value, lo, hi, coverage, float(found.n_eff[0])))
     return out
 
 
-def _unit(index: SurveyIndex, name: str) -> str:
+def unit_of(index: SurveyIndex, name: str) -> str:
+    """The unit of a property the index estimates. Raises NotFoundError."""
     try:
         return index.catalog.properties[name]
     except KeyError:

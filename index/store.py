@@ -22,6 +22,9 @@ from index.backends.exact import ExactBackend
 from index.backends.hnsw import HnswBackend
 from index.calibrate import KTH, ScoreTable
 from index.catalog import CATALOG, STANDARD_PROPERTIES, Catalog
+from index.head_build import BOTH
+from index.head_files import read_head
+from index.heads import DensityHead
 from index.manifest import MANIFEST, Manifest, check_files
 from index.planner import Mode, Plan, plan
 from index.previews import Previews
@@ -112,6 +115,10 @@ class SurveyIndex:
                 load_npy(folder / entry["file"], entry["file"], shape=(3, None), dtype="float64", mmap=False)
             )
             for entry in manifest.calibration.get("scores", [])
+        }
+        self.heads: dict[str, DensityHead] = {  # by what they read: image, spectrum or both
+            key: read_head(folder / entry["file"], entry["file"], dim=manifest.dim * (2 if key == BOTH else 1))
+            for key, entry in manifest.heads.items()
         }
         self.previews = Previews.read(folder, manifest.previews, len(self)) if manifest.previews else None
 

@@ -10,6 +10,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import quote
 
@@ -18,10 +19,11 @@ import numpy.typing as npt
 
 from astroclip.errors import InputError, NotFoundError
 from astroclip.types import Flag, Modality, Quality
-from index import Hits, SearchReport, SurveyIndex, assess, estimate
+from index import Hits, SearchReport, SurveyIndex, assess, estimate, head_estimate, head_histogram
 from service.engine import Embedded, Engine
 from service.query import Resolved, Target, resolve
 from service.schemas import (
+    DensityModel,
     EstimateAnswer,
     EstimateModel,
     EstimateRequest,
@@ -56,25 +58,79 @@ def estimate_answer(
     engine: Engine, request: EstimateRequest, uploads: Mapping[Modality, Embedded], request_id: str
 ) -> EstimateAnswer:
     """The answer to an estimate. Without a target, neighbours are sought in the query's own modality, where the
-    embedding is most precise; a fused query looks at both."""
+    embedding is most precise; a fused query looks at both. Method head reads the query's own vectors; the neighbours
+    are returned all the same."""
+    _check_density(engine, request)
     _limit_names(engine, request.properties, "properties")
     target: Target = request.target or "either"
     if request.target is None:
         target = resolve(engine, request.query, uploads, "either").modality or "either"
     resolved, hits, report = _find(engine, request, uploads, target)
     with _unknown_is_unusable("properties"):
-        estimates = estimate(engine.index, hits, request.properties, request.coverage)
+        models, flags = (_by_head if request.method == "head" else _by_neighbours)(engine, request, resolved, hits)
     common = _common(engine, request, uploads, resolved, hits, report, request_id)
-    if estimates and 0 < max(e.n_eff for e in estimates) < FEW_NEIGHBOURS:
-        few = Flag(
-            "few_neighbours", "A neighbour or two carry the estimate; its intervals are too narrow to be believed."
+    common["trust"].flags += flag_models(flags)
+    return EstimateAnswer(estimates=models, method=request.method, **common)
+
+
+def _by_neighbours(
+    engine: Engine, request: EstimateRequest, resolved: Resolved, hits: Hits
+) -> tuple[list[EstimateModel], list[Flag]]:
+    estimates = estimate(engine.index, hits, request.properties, request.coverage)
+    flags = []
+    if 0 < max((e.n_eff or 0.0 for e in estimates), default=0.0) < FEW_NEIGHBOURS:
+        flags.append(
+            Flag(
+                "few_neighbours", "A neighbour or two carry the estimate; its intervals are too narrow to be believed."
+            )
         )
-        common["trust"].flags += flag_models([few])
-    models = [
-        EstimateModel(name=e.name, unit=e.unit, value=e.value, lo=e.lo, hi=e.hi, coverage=e.coverage, n_eff=e.n_eff)
-        for e in estimates
-    ]
-    return EstimateAnswer(estimates=models, **common)
+    return [EstimateModel(**asdict(e)) for e in estimates], flags
+
+
+def _by_head(
+    engine: Engine, request: EstimateRequest, resolved: Resolved, hits: Hits
+) -> tuple[list[EstimateModel], list[Flag]]:
+    index = engine.index
+    if not resolved.vectors:
+        raise InputError(
+            "The query combines images with spectra, and its vector is neither; a head wants one modality, or image "
+            "and spectrum of one object. Combine one modality only, or ask with method knn.",
+            code="no_heads",
+            field="query",
+        )
+    estimates = head_estimate(index, resolved.vectors, request.properties, request.coverage)
+    models = [EstimateModel(**asdict(e)) for e in estimates]
+    if request.density:
+        names = [e.name for e in estimates]
+        for model, found in zip(models, head_histogram(index, resolved.vectors, names, request.density), strict=True):
+            model.density = DensityModel(edges=found.edges.tolist(), pdf=found.pdf.tolist())
+    flags = []
+    if resolved.own_rows:
+        flags.append(
+            Flag(
+                "trained_on",
+                "The object is in the index, and the head may have been fitted on its catalogued properties: the "
+                "intervals may be too narrow. k-NN leaves it out.",
+            )
+        )
+    return models, flags
+
+
+def _check_density(engine: Engine, request: EstimateRequest) -> None:
+    limit = engine.settings.max_density_bins
+    if request.density > limit:
+        raise InputError(
+            f"density is {request.density} bins; wanted at most {limit}. Ask for fewer.",
+            code="invalid_value",
+            field="density",
+            limit=limit,
+        )
+    if request.density and request.method != "head":
+        raise InputError(
+            "k-NN gives an interval and no density. Ask with method head, or leave density out.",
+            code="no_density",
+            field="density",
+        )
 
 
 def _find(

@@ -33,6 +33,11 @@ class Target(StrEnum):
     either = "either"
 
 
+class Method(StrEnum):
+    knn = "knn"
+    head = "head"
+
+
 class Format(StrEnum):
     table = "table"
     json = "json"
@@ -65,6 +70,12 @@ ExcludeOption = Annotated[
 ColumnsOption = Annotated[str | None, typer.Option("--columns", help="Catalogue columns to show, comma between.")]
 PropertiesOption = Annotated[
     str | None, typer.Option("--properties", help="Properties to estimate, comma between; default: all standard ones.")
+]
+MethodOption = Annotated[
+    Method | None, typer.Option("--method", help="knn (from the neighbours) or head (by the index's networks).")
+]
+DensityOption = Annotated[
+    int | None, typer.Option("--density", help="With --method head --format json: bins of a probability density.")
 ]
 CoverageOption = Annotated[float | None, typer.Option("--coverage", help="Probability of the interval, e.g. 0.68.")]
 
@@ -193,15 +204,18 @@ def estimate(
     columns: ColumnsOption = None,
     properties: PropertiesOption = None,
     coverage: CoverageOption = None,
+    method: MethodOption = None,
+    density: DensityOption = None,
     index: IndexOption = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     url: UrlOption = None,
     format: FormatOption = Format.table,
 ) -> None:
-    """Estimate redshift and other properties from the nearest neighbours, with intervals."""
+    """Estimate redshift and other properties, with intervals, from the nearest neighbours or by a head."""
     asked = _asked(image, spectrum, object_id, radec, radius_arcsec, target, k, filter, exclude_arcsec, columns)
-    asked |= {"properties": _names(properties), "coverage": coverage}
+    asked |= {"properties": _names(properties), "coverage": coverage, "density": density}
+    asked |= {"method": method.value if method else None}
     _ask("estimate", asked, url, _settings(index, model, device=device), format)
 
 

@@ -8,13 +8,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
 from astroclip.types import Modality
 
 __all__ = [
     "Combine",
     "CombineQuery",
+    "DENSITY_BINS",
+    "DensityModel",
     "EmbedAnswer",
     "ErrorAnswer",
     "EstimateAnswer",
@@ -31,6 +44,9 @@ __all__ = [
     "UploadQuery",
     "VectorQuery",
 ]
+
+
+DENSITY_BINS = 200  # of `"density": true`
 
 
 class Strict(BaseModel):
@@ -148,11 +164,43 @@ class SearchRequest(Strict):
     preview: bool = Field(default=False, description="Return a small view of the query itself.")
 
 
+def _bins(value: Any) -> Any:
+    """true and false as numbers of bins."""
+    return (DENSITY_BINS if value else 0) if isinstance(value, bool) else value
+
+
 class EstimateRequest(SearchRequest):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"query": {"object_id": "sim-00000042"}, "k": 16},
+                {
+                    "query": {"object_id": "sim-00000042", "modality": "image"},
+                    "method": "head",
+                    "properties": ["redshift"],
+                    "coverage": 0.9,
+                    "density": 50,
+                },
+            ]
+        }
+    )
+
     properties: list[Annotated[str, Field(max_length=128)]] | None = Field(
         default=None, description="Properties to estimate; default: every one the index knows."
     )
     coverage: float = Field(default=0.68, gt=0, lt=1, description="Probability the interval lo..hi is meant to hold.")
+    method: Literal["knn", "head"] = Field(
+        default="knn",
+        description="knn: from the nearest neighbours. head: by the index's networks, from the query's own embedding; "
+        "/v1/info lists which an index has.",
+    )
+    density: Annotated[int, BeforeValidator(_bins)] = Field(
+        default=0,
+        ge=0,
+        strict=True,
+        description="With method head: return the probability density of every property as a histogram of so many bins "
+        "(true: 200; the largest number stands in /v1/info).",
+    )
 
 
 # --- answers ---------------------------------------------------------------------------------------------------
@@ -271,17 +319,36 @@ class SearchAnswer(Provenance):
     query: QueryEcho
 
 
+class DensityModel(Answer):
+    """A histogram: `pdf[i]` is the mean probability density between `edges[i]` and `edges[i + 1]`, per unit of the
+    property. The bins hold 99.9 % of the probability."""
+
+    edges: list[float]
+    pdf: list[float]
+
+
 class EstimateModel(Answer):
+    """`n_eff`: neighbours that carry the weight (knn), null with method head."""
+
     name: str
     unit: str
     value: float | None
     lo: float | None
     hi: float | None
     coverage: float
-    n_eff: float
+    n_eff: float | None
+    density: DensityModel | None = Field(default=None, description="Only where `density` was asked for.")
+
+    @model_serializer(mode="wrap")
+    def _without_absent_density(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        record: dict[str, Any] = plain(self)
+        if self.density is None:
+            del record["density"]
+        return record
 
 
 class EstimateAnswer(SearchAnswer):
+    method: Literal["knn", "head"]
     estimates: list[EstimateModel]
 
 

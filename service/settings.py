@@ -61,6 +61,12 @@ class Settings(BaseSettings):
         default=3, ge=1, description="Nesting of combine: deeper trees have no use we know of."
     )
     max_columns: int = Field(default=64, ge=1, description="Columns or properties named in one request.")
+    max_density_bins: int = Field(
+        default=1000,
+        ge=1,
+        description="Bins of a density: the five standard properties with 1,000 bins each are 0.2 MB of JSON, finer "
+        "than a screen.",
+    )
     max_radius_arcsec: float = Field(
         default=36000.0, gt=0, description="Largest cone of an object lookup: 10 degrees; larger regions are filters."
     )

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from astroclip.losses import info_nce
 from astroclip.models import AstroCLIPModel
-from astroclip.models.image_tower import AperturePhotometry
 from training.augment import draw_shifts, move_in_redshift
 from training.data import SurveyArrays
-from training.run import Order, Stage, export_model, local_order, new_model, run_stage
+from training.run import Stage, export_model, new_model, run_stage
 from training.settings import AlignSettings
 from training.stream import staged
 
@@ -39,31 +36,10 @@ class Alignment(Stage):
             self.model.load_state_dict(AstroCLIPModel.from_pretrained(settings.model_init).state_dict())
         _initialise(self.model.image_tower, settings.image_init)
         _initialise(self.model.spectrum_tower, settings.spectrum_init)
-        self._photometry: torch.Tensor | None = None
         # The pair loss has its own scale: two spectra of a galaxy agree far better than its image and spectrum do.
         self.pair_scale = nn.Parameter(self.model.logit_scale.detach().clone())
         # Several processes wait for the gradient of every parameter that wants one.
         self.pair_scale.requires_grad_(bool(settings.spectrum_pair_weight))
-        self.train()  # the trainer keeps the modes it finds
-
-    def train(self, mode: bool = True) -> Alignment:
-        """Training mode, in which BatchNorm stays as it is where the settings freeze it."""
-        super().train(mode)
-        if mode and self.settings.frozen_norm:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self
-
-    def batch_order(self) -> Order | None:
-        """Rows so ordered that a batch holds galaxies alike in brightness and colour: what a large pool would hold."""
-        if not self.settings.local_groups:
-            return None
-        settings = self.settings
-        if self._photometry is None:
-            self._photometry = _photometry(self.survey, self.model.config.image_tower.softening)
-        group = max(1, settings.batch_size // settings.local_groups)
-        return partial(local_order, self._photometry, group=group, regions=settings.local_regions)
 
     def _contrast(
         self, a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor, negatives: torch.Tensor | None = None
@@ -130,15 +106,6 @@ class Alignment(Stage):
         self.log_dict(values, prog_bar=True, sync_dist=True, batch_size=len(rows))
 
 
-def _photometry(survey: SurveyArrays, softening: tuple[float, ...]) -> torch.Tensor:
-    """(N, F) aperture photometry of the survey's images, each feature scaled to unit variance."""
-    measure = AperturePhotometry(softening)
-    with torch.inference_mode():
-        parts = [measure(survey.image_batch(slice(start, start + 1024))) for start in range(0, len(survey), 1024)]
-    features = torch.cat(parts)
-    return ((features - features.mean(0)) / features.std(0).clamp_min(1e-6)).clone()
-
-
 def _initialise(tower: nn.Module, weights: str) -> None:
     """Backbone weights from a pretraining stage; the head starts anew, since its target is another space."""
     if not weights:
@@ -152,6 +119,8 @@ def _initialise(tower: nn.Module, weights: str) -> None:
 
 def train_align(settings: AlignSettings, progress: bool = True) -> Path:
     """Run the stage; the model directory `<out>/model` (float16 weights) is written and returned."""
-    module = staged(Alignment, settings)
+    from training.locked import LockedAlignment
+
+    module = staged(LockedAlignment if settings.locked_views else Alignment, settings)
     out = run_stage(module, progress=progress)
     return export_model(module.model, out, half=True)

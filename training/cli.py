@@ -12,9 +12,7 @@ from astroclip.errors import InputError
 __all__ = ["register"]
 
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file with the stage's settings.", exists=True)]
-Data = Annotated[
-    Path | None, typer.Option("--data", help="Folder of Multimodal Universe shards, or AstroCLIP's file.")
-]
+Data = Annotated[Path | None, typer.Option("--data", help="Folder of Multimodal Universe shards, or AstroCLIP's file.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder: checkpoints, curves, weights.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1)]
 Minutes = Annotated[float | None, typer.Option("--max-minutes", help="Stop after this long; run again to resume.")]
@@ -77,9 +75,11 @@ def register(app: typer.Typer) -> None:
         overrides = _overrides(data, out, epochs, max_minutes)
         typer.echo(_run("align", config, overrides, progress, dry_run=dry_run, tiny=tiny, describe=describe))
 
+    from training.benchmark.cli import register as register_benchmark
     from training.evaluate.cli import register as register_evaluate
 
     register_evaluate(app)
+    register_benchmark(app)
 
 
 def _run(

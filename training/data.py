@@ -79,11 +79,15 @@ def find_shards(root: str | Path) -> list[Path]:
 
 
 def load_survey(
-    shards: Iterable[Path], image_grid: ImageGrid | None = None, spectrum_grid: SpectrumGrid | None = None
+    shards: Iterable[Path],
+    image_grid: ImageGrid | None = None,
+    spectrum_grid: SpectrumGrid | None = None,
+    cache: bool = True,
 ) -> SurveyArrays:
-    """Read shards onto the grids, through the cache, and join them."""
+    """Read shards onto the grids, through the cache beside them where `cache`, and join them."""
     image_grid, spectrum_grid = image_grid or ImageGrid(), spectrum_grid or SpectrumGrid()
-    parts = [_load_shard(Path(s), image_grid, spectrum_grid) for s in shards]
+    read = _load_shard if cache else _read_shard
+    parts = [read(Path(s), image_grid, spectrum_grid) for s in shards]
 
     def joined(name: str) -> torch.Tensor:
         return torch.from_numpy(np.concatenate([part[name] for part in parts]))

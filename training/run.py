@@ -25,21 +25,18 @@ from training.data import SurveyArrays, find_shards, load_survey
 from training.distributed import join_batchnorm
 from training.settings import StageSettings
 from training.split import split_shards
+from training.timing import TrainingLog
 
 __all__ = [
-    "Order",
     "RowBatches",
     "Stage",
     "export_model",
     "load_split",
-    "local_order",
     "new_model",
     "run_stage",
     "save_tower",
     "warmup_cosine",
 ]
-
-Order = Callable[[torch.Generator], torch.Tensor]
 
 _ALL_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -49,7 +46,7 @@ class RowBatches(IterableDataset):
 
     batch_size is that of one process. Seeded by (seed, epoch); `position`, the steps done by now, says which epoch and
     where in it, so that a run killed in mid-epoch goes on with the rows it would have seen. The last incomplete batch
-    is dropped (contrastive losses compare within a batch). `order` draws another order than one of chance alone.
+    is dropped (contrastive losses compare within a batch).
     """
 
     def __init__(
@@ -60,11 +57,10 @@ class RowBatches(IterableDataset):
         rank: int = 0,
         world: int = 1,
         position: Callable[[], int] = lambda: 0,
-        order: Order | None = None,
     ) -> None:
         self.n, self.batch_size, self.seed = n, batch_size, seed
         self.rank, self.world = rank, world
-        self.position, self.order = position, order
+        self.position = position
 
     def __len__(self) -> int:
         return self.n // (self.batch_size * self.world)
@@ -74,32 +70,10 @@ class RowBatches(IterableDataset):
             return
         epoch, first = divmod(self.position(), len(self))
         generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
-        order = torch.randperm(self.n, generator=generator) if self.order is None else self.order(generator)
+        order = torch.randperm(self.n, generator=generator)
         for step in range(first, len(self)):
             start = (step * self.world + self.rank) * self.batch_size
             yield order[start : start + self.batch_size]
-
-
-def local_order(features: torch.Tensor, generator: torch.Generator, *, group: int, regions: int) -> torch.Tensor:
-    """(N,) rows in an order whose runs of `group` come from one region of `features` (N, F) each.
-
-    Hard negatives without labels and without another pass: the regions are the leaves of a random projection tree
-    (Dasgupta & Freund 2008), each split at the median of a random direction, drawn anew every epoch so that no border
-    lasts; with R regions, a group of G has the neighbours of a pool of G R. Rows that fill no group go last.
-    """
-    leaves = [torch.randperm(len(features), generator=generator)]
-    while len(leaves) < regions:
-        direction = torch.randn(features.shape[1], generator=generator)
-        halves = []
-        for leaf in leaves:
-            ranked = leaf[torch.argsort(features[leaf] @ direction, stable=True)]
-            halves += list(ranked.tensor_split(2))
-        leaves = halves
-    shuffled = [leaf[torch.randperm(len(leaf), generator=generator)] for leaf in leaves]
-    groups = [run for leaf in shuffled for run in leaf.split(group) if len(run) == group]
-    rest = [leaf[len(leaf) // group * group :] for leaf in shuffled]
-    chosen = torch.randperm(len(groups), generator=generator).tolist()
-    return torch.cat([groups[i] for i in chosen] + rest)
 
 
 class Stage(L.LightningModule):
@@ -155,13 +129,8 @@ class Stage(L.LightningModule):
             self.trainer.global_rank,
             self.trainer.world_size,
             lambda: self.global_step,
-            self.batch_order(),
         )
         return DataLoader(batches, batch_size=None, num_workers=0)
-
-    def batch_order(self) -> Order | None:
-        """How an epoch's rows are ordered, where chance alone is not wanted."""
-        return None
 
     def val_dataloader(self) -> Any:
         size = min(self.settings.batch_size, len(self.validation))
@@ -245,7 +214,7 @@ def run_stage(module: Stage, callbacks: list[Callback] | None = None, progress: 
         gradient_clip_val=settings.clip,
         logger=CurveLogger(out, steps_done(last) if last else 0, flush_every=settings.log_steps),
         plugins=[SafeCheckpointIO()],
-        callbacks=[saver, *(callbacks or [])],
+        callbacks=[saver, TrainingLog(out, settings), *(callbacks or [])],
         log_every_n_steps=settings.log_steps,
         enable_progress_bar=progress,
         enable_model_summary=False,

@@ -109,10 +109,8 @@ class AlignSettings(StageSettings):
     moved_fraction, moved_pixels: so many of the batch enter the pair loss once more as negatives, moved in redshift by
         this least to this most number of pixels (0.000245 in ln(1 + z) each).
     model_init:  a model directory to go on from, both towers and their heads; instead of the other two.
-    local_groups, local_regions: each batch is so many groups, each of galaxies out of one of so many regions of
-        brightness and colour (`training.run.local_order`); 0 groups = batches of everything.
-    frozen_norm: BatchNorm keeps the statistics it has. Local batches need it: normalised by their own mean and
-        spread they would lose the very brightness and colour they are alike in.
+    locked_views: with so many, the spectrum tower is locked but for its head, and reads each spectrum so many times
+        before training (`training.locked`); 0 = both towers are trained.
     spectrum_augmentation: of the view that meets the image. The survey's spectra carry calibration errors already,
         and what they say of brightness and colour is what finds the partner: hence little more of both.
     pair_augmentation: of the second view: another spectrograph on a worse night.
@@ -126,9 +124,7 @@ class AlignSettings(StageSettings):
     moved_fraction: float = 0.5
     moved_pixels: tuple[int, int] = (3, 128)
     model_init: str = ""
-    local_groups: int = 0
-    local_regions: int = 16
-    frozen_norm: bool = False
+    locked_views: int = 0
     # Pointing to a pixel: the photometry within a fibre's aperture is worth nothing about another centre.
     image_augmentation: ImageAugmentation = field(
         default_factory=lambda: ImageAugmentation(
@@ -146,15 +142,6 @@ class AlignSettings(StageSettings):
         )
     )
     pair_augmentation: SpectrumAugmentation = field(default_factory=SpectrumAugmentation)
-
-    def __post_init__(self) -> None:
-        if self.local_groups and not self.frozen_norm:
-            raise ValueError(
-                f"local_groups is {self.local_groups} and BatchNorm would learn each local batch's statistics; "
-                "set frozen_norm = true and go on from a trained model (model_init), or local_groups = 0"
-            )
-        if self.frozen_norm and not self.model_init:
-            raise ValueError("frozen_norm keeps the statistics of a trained model; name it by model_init")
 
 
 Settings = TypeVar("Settings", bound=StageSettings)

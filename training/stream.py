@@ -119,12 +119,12 @@ def staged(cls: type[Stage], settings: StageSettings, columns: tuple[str, ...] =
     """A stage over the survey in memory or, where the settings say so, streamed from disk."""
     if not settings.stream.enabled:
         return cls(settings, *load_split(settings))
-    if getattr(settings, "local_groups", 0):
+    if getattr(settings, "locked_views", 0):
         raise InputError(
-            "found local_groups with a streamed survey; wanted one or the other: local batches are drawn from the "
-            "photometry of all galaxies, which has to be in memory; set local_groups = 0, or stream.enabled = false",
+            "found locked_views with a streamed survey; wanted one or the other: what a locked tower reads is kept for "
+            "all galaxies in memory; set locked_views = 0, or stream.enabled = false",
             code="bad_setting",
-            field="local_groups",
+            field="locked_views",
         )
     towers = new_model(settings).config
     streamed = type(f"Streamed{cls.__name__}", (Streamed, cls), {})

@@ -48,7 +48,7 @@ _BY_STATUS: dict[int, type[AstroClipError]] = {
     422: InputError,
     503: NotReadyError,
 }
-_META = ("request_id", "model", "index", "trust", "search", "query")
+_META = ("request_id", "model", "index", "trust", "search", "query", "method")
 _KNOWN_UNITS = {"ra": "deg", "dec": "deg", "separation_arcsec": "arcsec"}
 
 
@@ -148,11 +148,15 @@ def hits(response: httpx2.Response) -> Table:
 
 
 def estimates(response: httpx2.Response) -> Table:
-    """Columns name, unit, value, lo, hi, coverage, n_eff; the hits behind them in ``meta["hits"]``."""
+    """Columns name, unit, value, lo, hi, coverage, n_eff; the hits in ``meta["hits"]``, densities asked for in
+    ``meta["density"]``."""
     answer = plain(response)
     names = ("name", "unit", "value", "lo", "hi", "coverage", "n_eff")
     table = _table({name: [item[name] for item in answer["estimates"]] for name in names}, answer)
     table.meta["hits"] = _hits(answer)
+    densities = {item["name"]: item["density"] for item in answer["estimates"] if item.get("density")}
+    if densities:
+        table.meta["density"] = {name: (np.array(d["edges"]), np.array(d["pdf"])) for name, d in densities.items()}
     return table
 
 

@@ -148,11 +148,15 @@ class Client:
         columns: Sequence[str] | None = None,
         properties: Sequence[str] | None = None,
         coverage: float | None = None,
+        method: str | None = None,
+        density: bool | int | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Table:
-        """Properties from the neighbours: name, unit, value, lo, hi, coverage, n_eff; the hits in ``meta["hits"]``.
+        """Properties of an object: name, unit, value, lo, hi, coverage, n_eff; the hits in ``meta["hits"]``.
 
-        Ask as for `search`.
+        Ask as for `search`. method: "knn", from the neighbours (the default), or "head", by the index's networks;
+        n_eff is then masked. density (method "head"): True or a number of bins; ``meta["density"]`` then maps each
+        property to (edges (G + 1,), pdf (G,)), the mean density per unit of it in each bin.
         """
         return self.send(
             calls.estimate(
@@ -172,6 +176,8 @@ class Client:
                 columns=columns,
                 properties=properties,
                 coverage=coverage,
+                method=method,
+                density=density,
             )
         )
 

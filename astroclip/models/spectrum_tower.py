@@ -321,10 +321,17 @@ class SpectrumTower(nn.Module):
         present = (~missing)[..., None].to(tokens.dtype)
         return (tokens * present).sum(1) / present.sum(1)
 
-    def forward(self, flux: torch.Tensor, ivar: torch.Tensor) -> torch.Tensor:
+    def read(
+        self, flux: torch.Tensor, ivar: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """What the head takes: tokens (N, T, E), which are missing (N, T), the redshift's characteristic function
+        (N, 2 n_harmonics), and the photometry (N, 1 + 2 n_bands) where the model has bands."""
         tokens, missing, redshift = self.encode(normalise(flux, ivar))
         photometry = broadband(flux, ivar, self.n_bands) if self.n_bands else None
-        return self.head(tokens, missing, self.match.characteristic(redshift), photometry)
+        return tokens, missing, self.match.characteristic(redshift), photometry
+
+    def forward(self, flux: torch.Tensor, ivar: torch.Tensor) -> torch.Tensor:
+        return self.head(*self.read(flux, ivar))
 
 
 def _trunk(config: SpectrumTowerConfig) -> nn.Sequential:

@@ -31,6 +31,7 @@ _LIMITS = (
     "max_query_terms",
     "max_query_depth",
     "max_columns",
+    "max_density_bins",
     "max_radius_arcsec",
     "max_rows",
     "max_in_flight",
@@ -38,6 +39,7 @@ _LIMITS = (
 )
 _CITATIONS = (
     "AstroCLIP: Parker et al. 2024, MNRAS 531, 4990 (arXiv:2310.03024)",
+    "Intervals of heads: Chernozhukov, Wuethrich and Zhu 2021, PNAS 118, e2107794118",
     "k-NN with conformal trust: Bates et al. 2023, Ann. Statist. 51, 149 (arXiv:2104.08279)",
 )
 
@@ -80,6 +82,8 @@ def _index(engine: Engine) -> dict[str, Any]:
         "dim": engine.index.dim,
         "properties": [{"name": name, "unit": unit} for name, unit in catalog.properties.items()],
         "default_properties": list(engine.index.default_properties),
+        "methods": ["knn", *(["head"] if engine.index.heads else [])],
+        "heads": {name: head["properties"] for name, head in manifest.heads.items()},
         "columns": catalog.columns,
         "backends": dict(manifest.backends),
         "licence": manifest.licence or None,

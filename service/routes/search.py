@@ -57,8 +57,10 @@ async def search(request: Request) -> Response:
     "/estimate", response_model=EstimateAnswer, openapi_extra=_body(EstimateRequest), summary="Physical properties"
 )
 async def estimate(request: Request) -> Response:
-    """Properties of an object from its neighbours, with intervals; the body is as for search, plus `properties` and
-    `coverage`. As a table (CSV, VOTable ...) the answer is its estimates.
+    """Properties of an object with intervals, from its neighbours (method knn) or by the index's heads (method head).
+
+    The body is as for search, plus `properties`, `coverage`, `method` and `density`. As a table (CSV, VOTable ...) the
+    answer is its estimates.
     """
     engine, trace = engine_of(request), trace_of(request)
     asked, embedded, extra = await _read(request, engine, trace, EstimateRequest)
@@ -69,7 +71,7 @@ async def estimate(request: Request) -> Response:
         return json_answer(answer)
     rows = [item.model_dump() for item in answer.estimates]
     columns = ["name", "unit", "value", "lo", "hi", "coverage", "n_eff"]
-    return table_response(rows, columns, fmt, _meta(answer, engine), {})
+    return table_response(rows, columns, fmt, {**_meta(answer, engine), "method": answer.method}, {})
 
 
 async def _read(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from training.evaluate.report import MARKS, data_checksum, judge, machine, mllog_lines, provenance, write_json
+from training.benchmark.targets import TARGETS, judge
+from training.evaluate.report import data_checksum, machine, provenance, write_json
 
 
 def report(**values: float) -> dict:
@@ -22,14 +23,14 @@ def report(**values: float) -> dict:
     }
 
 
-def verdict(given: dict, part: str) -> dict:
-    (found,) = [mark for mark in judge(given) if part in mark["name"]]
+def verdict(given: dict, part: str, without: str = "(no such)") -> dict:
+    (found,) = [mark for mark in judge(given) if part in mark["name"] and without not in mark["name"]]
     return found
 
 
 def test_marks_pass_at_the_mark_and_fail_beyond_it():
-    assert verdict(report(nmad=0.005), "z < 0.6: sigma_NMAD")["passed"] is True
-    assert verdict(report(nmad=0.0051), "z < 0.6: sigma_NMAD")["passed"] is False
+    assert verdict(report(nmad=0.005), "z < 0.6: sigma_NMAD", "second")["passed"] is True
+    assert verdict(report(nmad=0.0051), "z < 0.6: sigma_NMAD", "second")["passed"] is False
     exact = [m for m in judge(report(aligned=0.71)) if m["name"] == "redshift R2, image"][0]
     below = [m for m in judge(report(aligned=0.709)) if m["name"] == "redshift R2, image"][0]
     assert exact["passed"] is True and below["passed"] is False
@@ -44,7 +45,7 @@ def test_comparisons_subtract_the_other_encoder():
 
 def test_what_was_not_measured_is_neither_passed_nor_failed():
     assert all(mark["passed"] is None and mark["value"] is None for mark in judge({}))
-    assert len(judge({})) == len(MARKS) == len({mark.name for mark in MARKS})
+    assert len(judge({})) == len(TARGETS) == len({target.name for target in TARGETS})
 
 
 def test_json_is_plain_whatever_numpy_gives(tmp_path: Path):
@@ -83,8 +84,11 @@ def test_provenance_names_machine_and_command_without_absolute_paths(monkeypatch
     assert machine()["cores"] >= 1 and "numpy" in got["machine"]["packages"]
 
 
-def test_mllog_lines_parse_and_carry_every_mark():
-    lines = mllog_lines({"seed": 1, "marks": judge(report(nmad=0.004))})
-    entries = [json.loads(line.removeprefix(":::MLLOG ")) for line in lines]
-    assert {e["metadata"].get("name") for e in entries} >= {mark.name for mark in MARKS}
-    assert entries[-1]["key"] == "run_stop" and all(e["namespace"] == "astroclip" for e in entries)
+def test_a_pool_of_another_size_is_not_the_one_asked_for():
+    def retrieval(size: int) -> dict:
+        return {"image->spectrum": {"pool_size": size, "recall@10": {"value": 0.7, "lo": 0.6, "hi": 0.8}}}
+
+    given = {"simulated": {"retrieval": retrieval(500), "retrieval_2000": retrieval(2000)}}
+    assert verdict(given, "pools of 1,000")["passed"] is None
+    found = verdict(given, "pools of 2,000")
+    assert found["passed"] is True and (found["value"], found["lo"], found["hi"]) == (0.7, 0.6, 0.8)

@@ -96,11 +96,11 @@ def test_alignment_without_encoders_is_refused(shards, tmp_path):
         pair_stage(PairSettings(data=str(shards), out=str(tmp_path), image_init="absent", spectrum_init="absent"))
 
 
-def test_local_batches_want_the_survey_in_memory(shards, tmp_path):
-    local = {"model_init": "some/model", "frozen_norm": True, "local_groups": 2}
-    settings = AlignSettings(preset="tiny", data=str(shards), out=str(tmp_path), **local)
+def test_locked_views_want_the_survey_in_memory(shards, tmp_path):
+    locked = {"model_init": "some/model", "locked_views": 2}
+    settings = AlignSettings(preset="tiny", data=str(shards), out=str(tmp_path), **locked)
     streamed = dataclasses.replace(settings, stream=StreamSettings(enabled=True))
-    with pytest.raises(InputError, match="local_groups with a streamed survey"):
+    with pytest.raises(InputError, match="locked_views with a streamed survey"):
         staged(Alignment, streamed)
 
 

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sky import make_image, make_spectrum
 
 from astroclip.embed import Embedder
@@ -19,7 +20,7 @@ from training.align import Alignment, train_align
 from training.augment import ImageAugmentation, SpectrumAugmentation, draw_shifts, move_in_redshift
 from training.data import find_shards, load_survey
 from training.image import train_image
-from training.run import RowBatches, local_order, run_stage, warmup_cosine
+from training.run import RowBatches, run_stage, warmup_cosine
 from training.settings import AlignSettings, ImageSettings, SpectrumSettings, read_settings
 from training.spectrum import draw_mask, train_spectrum
 
@@ -154,46 +155,51 @@ def test_row_batches_partition_the_epoch_between_processes():
     assert len(joined) == 100 and len(joined.unique()) == 100
 
 
-def test_local_order_is_a_permutation_of_groups_alike():
-    features = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
-    order = local_order(features, torch.Generator().manual_seed(1), group=20, regions=8)
-    assert torch.equal(order.sort().values, torch.arange(1000))
-    groups = features[order[:960]].view(48, 20, 2)
-    assert groups.var(1).mean() < 0.5 * features.var(0).mean()
-    again, other = (local_order(features, torch.Generator().manual_seed(s), group=20, regions=8) for s in (1, 2))
-    assert torch.equal(order, again) and not torch.equal(order, other)
-    # the groups come in no order: neighbours in the epoch are not neighbours on the sky of features
-    centres = groups.mean(1)
-    assert abs(float(torch.corrcoef(torch.stack([centres[:-1, 0], centres[1:, 0]]))[0, 1])) < 0.4
-
-
-def test_an_aligned_model_goes_on_from_another_and_batches_are_local(survey, tmp_path):
+def test_an_aligned_model_goes_on_from_another(survey, tmp_path):
     first = train_align(AlignSettings(**_common(survey, tmp_path / "a")), progress=False)
-    settings = AlignSettings(
-        **_common(survey, tmp_path / "b"), model_init=str(first), local_groups=2, local_regions=2, frozen_norm=True
-    )
+    settings = AlignSettings(**_common(survey, tmp_path / "b"), model_init=str(first))
     from training.run import load_split
 
     module = Alignment(settings, *load_split(settings))
     started = AstroCLIPModel.from_pretrained(first).state_dict()
     for key, value in module.model.state_dict().items():
         torch.testing.assert_close(value.float(), started[key].float(), msg=key)
-    order = module.batch_order()
-    assert order is not None
-    rows = order(torch.Generator().manual_seed(0))
-    assert torch.equal(rows.sort().values, torch.arange(len(module.survey)))
-    # brightness differs less within a group of four than in the survey
-    assert module._photometry is not None
-    brightness = module._photometry[rows, 0]
-    assert brightness[: len(rows) // 4 * 4].view(-1, 4).var(1).mean() < brightness.var()
-    refined = AstroCLIPModel.from_pretrained(train_align(settings, progress=False)).state_dict()
-    means = [key for key in started if key.endswith("running_mean")]
-    assert means and all(torch.equal(refined[key], started[key]) for key in means)  # statistics stay, weights move
-    assert not torch.equal(refined["image_tower.head.2.weight"], started["image_tower.head.2.weight"])
-    with pytest.raises(ValueError, match="frozen_norm"):
-        AlignSettings(local_groups=2)
+
+
+def test_a_locked_spectrum_tower_moves_its_head_alone(survey, tmp_path):
+    first = train_align(AlignSettings(**_common(survey, tmp_path / "a")), progress=False)
+    settings = AlignSettings(**_common(survey, tmp_path / "b"), model_init=str(first), locked_views=3)
+    started = AstroCLIPModel.from_pretrained(first).state_dict()
+    ended = AstroCLIPModel.from_pretrained(train_align(settings, progress=False)).state_dict()
+    for key, value in ended.items():
+        locked = key.startswith("spectrum_tower.") and not key.startswith("spectrum_tower.head.")
+        if locked:
+            assert torch.equal(value, started[key]), key
+    moved = {key for key, value in ended.items() if not torch.equal(value, started[key])}
+    assert {"image_tower.backbone.conv1.weight", "spectrum_tower.head.query", "logit_scale"} <= moved
     with pytest.raises(ValueError, match="model_init"):
-        AlignSettings(frozen_norm=True)
+        train_align(AlignSettings(**_common(survey, tmp_path / "c"), locked_views=1), progress=False)
+
+
+def test_a_locked_tower_reads_what_the_whole_one_would(survey, tmp_path):
+    from training.locked import LockedAlignment
+    from training.run import load_split
+
+    first = train_align(AlignSettings(**_common(survey, tmp_path / "a")), progress=False)
+    plain = SpectrumAugmentation(max_noise=1.0, throughput_sigma=0, tilt=0, smooth=0, ragged=0, cut=0, gap=0)
+    settings = AlignSettings(
+        **_common(survey, tmp_path / "b"), model_init=str(first), locked_views=1, spectrum_augmentation=plain
+    )
+    module = LockedAlignment(settings, *load_split(settings))
+    truth = module.survey.flux_true
+    assert truth is not None
+    module._surveys = (dataclasses.replace(module.survey, flux_true=None), module.validation)  # hence no new noise
+    module.on_fit_start()
+    rows = torch.tensor([5, 0, 11])
+    embedded, again, moved = module._spectra(rows, torch.Generator())
+    expected = module.model.get_spectrum_features(*module.survey.spectrum_batch(rows))
+    assert again is None and moved is None
+    assert F.cosine_similarity(embedded, expected).min() > 0.999  # tokens in half precision
 
 
 def test_mask_fraction_is_what_was_asked():

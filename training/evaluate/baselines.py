@@ -52,6 +52,7 @@ class _Data:
     train: Rows
     val: Rows
     test: Rows
+    test_names: list[str]
 
 
 def run_baseline(
@@ -86,6 +87,7 @@ def run_baseline(
     result = {
         **provenance(seed=options.seed, started=started),
         "kind": kind,
+        "test_shards": loaded.test_names,
         "objects": {"train": len(loaded.train), "val": len(loaded.val), "test": len(loaded.test)},
         "epochs": len(history),
         "training_seconds": history[-1]["seconds"] if history else 0.0,
@@ -116,7 +118,7 @@ def _load(data: Path, grid: SpectrumGrid) -> _Data:
     known = np.asarray(np.isfinite(survey.targets()).all(axis=1))
     counts = [_count(part) for part in (split.train, split.val, split.test)]
     train, val, test = (rows[known[rows]] for rows in np.split(np.arange(len(survey)), np.cumsum(counts)[:-1]))
-    return _Data(survey, shards, train, val, test)
+    return _Data(survey, shards, train, val, test, split.names()["test"])
 
 
 def _count(shards: Sequence[Path]) -> int:

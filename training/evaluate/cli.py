@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 __all__ = ["register"]
 
 Data = Annotated[Path, typer.Option("--data", help="Survey folder (Multimodal Universe HDF5).", exists=True)]
-Seed = Annotated[int, typer.Option("--seed", help="Of pools, bootstrap and batches.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of pools, bootstrap and batches.", min=0)]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 
 
@@ -28,6 +28,10 @@ def register(app: typer.Typer) -> None:
         spectrum_tower: Annotated[
             Path | None, typer.Option(help="tower.safetensors of `train spectrum`: the unaligned spectrum encoder.")
         ] = None,
+        encoder: Annotated[
+            list[str] | None,
+            typer.Option(metavar="NAME=DIR", help="A further model directory as one more row; repeatable."),
+        ] = None,
         baseline: Annotated[list[Path] | None, typer.Option(help="Folder of a baseline run; repeatable.")] = None,
         shared: Annotated[
             Path,
@@ -36,30 +40,56 @@ def register(app: typer.Typer) -> None:
             ),
         ] = Path("../shared"),
         realism: Annotated[Path | None, typer.Option(help="JSON of the photometric realism check.")] = None,
-        max_train_shards: Annotated[int, typer.Option(help="Training shards in the table; 0 = all.")] = 0,
+        pairs: Annotated[Path | None, typer.Option(help="AstroCLIP's HDF5 file of pairs; with --provabgs.")] = None,
+        provabgs: Annotated[Path | None, typer.Option(help="PROVABGS catalogue (HDF5); with --pairs.")] = None,
+        published_ssfr: Annotated[
+            bool, typer.Option("--published-ssfr", help="PROVABGS sSFR by upstream's formula, which is in error.")
+        ] = False,
+        training_log: Annotated[
+            list[Path] | None, typer.Option(help="mllog.txt of a training stage: time to quality; repeatable.")
+        ] = None,
+        division: Annotated[str, typer.Option(help="closed (the release's data, table, seed) or open.")] = "open",
+        release: Annotated[
+            str | None, typer.Option(help="Release name or file; found from the data if left out.")
+        ] = None,
+        organisation: Annotated[str, typer.Option(help="Who submits.")] = "astroclip",
+        max_train_shards: Annotated[
+            int, typer.Option(help="Training shards in the table; 0 = the release's table, or all.", min=0)
+        ] = 0,
+        cache: Annotated[Path | None, typer.Option(help="Keep embeddings here; the next run reuses them.")] = None,
         seed: Seed = 0,
         device: Device = "auto",
     ) -> None:
         """Science benchmark: held-out simulated galaxies and the real sky."""
-        from training.evaluate.report import mllog_lines, write_json
-        from training.evaluate.run import Plan, evaluate
+        from training.evaluate.report import write_json
+        from training.evaluate.run import Division, Plan, evaluate
 
+        if division not in ("closed", "open"):
+            raise typer.BadParameter(f"found {division!r}; wanted closed or open", param_hint="--division")
         plan = Plan(
             model=model,
             data=data,
             image_tower=image_tower,
             spectrum_tower=spectrum_tower,
+            encoders=tuple(_named(text) for text in encoder or ()),
             baselines=tuple(baseline or ()),
             shared=shared / "data",
             realism=realism,
+            pairs=pairs,
+            provabgs=provabgs,
+            published_ssfr=published_ssfr,
+            training_logs=tuple(training_log or ()),
+            division=cast(Division, division),
+            release=release,
+            organisation=organisation,
             max_train_shards=max_train_shards,
+            cache=cache,
             seed=seed,
             device=device,
         )
-        report = evaluate(plan, say=lambda line: typer.echo(line, err=True))
-        write_json(out, report)
-        out.with_suffix(".mllog.txt").write_text("\n".join(mllog_lines(report)) + "\n", encoding="utf-8")
-        for mark in report["marks"]:
+        result = evaluate(plan, say=lambda line: typer.echo(line, err=True), log=out.with_suffix(".mllog.txt"))
+        write_json(out, result)
+        for mark in result["marks"]:
             typer.echo(_line(mark))
 
     @app.command()
@@ -81,6 +111,13 @@ def register(app: typer.Typer) -> None:
         result = run_baseline(kind, data, out, options, report=lambda entry: typer.echo(entry, err=True))
         for name, entry in result["test"].items():
             typer.echo(f"{name:20s} {entry['value']:.4f}  [{entry['lo']:.4f}, {entry['hi']:.4f}]")
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, equals, folder = text.partition("=")
+    if not (name and equals and Path(folder).is_dir()):
+        raise typer.BadParameter(f"found {text!r}; wanted NAME=MODEL_DIR, an existing folder", param_hint="--encoder")
+    return name, Path(folder)
 
 
 def _line(mark: dict[str, Any]) -> str:

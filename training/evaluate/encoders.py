@@ -5,7 +5,10 @@ An encoder is any object with `encode_images` or `encode_spectra` (or both): the
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,11 +17,22 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
 
+from astroclip.embed import Embedder
 from astroclip.models import AstroCLIPModel
+from astroclip.preprocess import PREPROCESS_VERSION, ImageGrid, SpectrumGrid
 from astroclip.types import Modality
 from training.evaluate.fit import choose_device
 
-__all__ = ["Encoder", "ModelEncoder", "TowerEncoder", "load_tower"]
+__all__ = [
+    "Encoder",
+    "ModelEncoder",
+    "Source",
+    "Sources",
+    "TowerEncoder",
+    "load_tower",
+    "model_sources",
+    "tower_source",
+]
 
 Array = npt.NDArray[Any]
 
@@ -29,6 +43,53 @@ class Encoder(Protocol):
     def encode_images(self, pixels: Array) -> Array: ...
 
     def encode_spectra(self, flux: Array, ivar: Array) -> Array: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """An encoder, the grids it reads, and what identifies its vectors.
+
+    what: one line for the tables; key: SHA-256 over weights, configuration, grids and preprocessing version.
+    """
+
+    encoder: Encoder
+    images: ImageGrid
+    spectra: SpectrumGrid
+    key: str
+    what: str
+
+
+Sources = dict[tuple[str, Modality], Source]
+
+
+def model_sources(name: str, embedder: Embedder, device: str = "auto", what: str = "") -> Sources:
+    """The modalities of a model directory's model, each a source under `name`."""
+    encoder = ModelEncoder(embedder.model, device)
+    made: Sources = {}
+    for modality in embedder.modalities:
+        key = _key(embedder, [embedder.model_sha256, "model", modality])
+        said = what or f"{embedder.model_id}, {embedder.dim}-d"
+        made[name, modality] = Source(encoder, embedder.image_grid, embedder.spectrum_grid, key, said)
+    return made
+
+
+def tower_source(embedder: Embedder, model_dir: Path, weights: Path, modality: Modality, device: str) -> Source:
+    """The unaligned encoder of `modality` (`load_tower`) with the model's grids."""
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    encoder = load_tower(model_dir, weights, modality, device)
+    key = _key(embedder, [digest, "tower", modality])
+    return Source(encoder, embedder.image_grid, embedder.spectrum_grid, key, f"{modality} tower before alignment")
+
+
+def _key(embedder: Embedder, parts: list[str]) -> str:
+    settings = [
+        *parts,
+        embedder.model.config.to_json_string(use_diff=False),
+        asdict(embedder.image_grid),
+        asdict(embedder.spectrum_grid),
+        PREPROCESS_VERSION,
+    ]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class ModelEncoder:

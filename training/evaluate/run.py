@@ -1,47 +1,37 @@
-"""The whole evaluation: a model directory and a survey in, one report out."""
+"""The whole evaluation: a model directory and a survey in, one result out, with an MLPerf log as it goes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-import torch
+from typing import Any, Literal
 
 from astroclip.embed import Embedder
-from astroclip.preprocess import SpectrumGrid
-from astroclip.types import MODALITIES, Modality
+from astroclip.errors import InputError
+from astroclip.types import Modality
+from training.benchmark.mllog import EventLog, LogError
+from training.benchmark.release import Release, Verdict, find_release, verify
+from training.benchmark.targets import judge
+from training.benchmark.timing import time_to_quality
 from training.data import PROPERTIES, find_shards
-from training.evaluate.baselines import load_redshift_net
-from training.evaluate.encoders import Encoder, ModelEncoder, load_tower
-from training.evaluate.fit import predict
-from training.evaluate.realsky import (
-    KnnRedshift,
-    RealObject,
-    load_objects,
-    load_pairs,
-    out_of_class,
-    partner_rank,
-    redshift_table,
-)
-from training.evaluate.report import data_checksum, judge, provenance
-from training.evaluate.retrieval import POOL_SIZE, retrieval
-from training.evaluate.survey import EncodedPart, encode_part
-from training.evaluate.zeroshot import Parts, zero_shot
+from training.evaluate.encoders import Sources, model_sources, tower_source
+from training.evaluate.provabgs import PairPlan, evaluate_pairs
+from training.evaluate.report import BENCHMARK_VERSION, data_checksum, machine, plain, provenance
+from training.evaluate.sky import Sky, real_sky
+from training.evaluate.survey import VectorCache, encode_part
+from training.evaluate.tasks import Encoded, TaskSettings, run_tasks
 from training.split import Split, split_shards
 
-__all__ = ["Plan", "evaluate"]
+__all__ = ["Division", "Plan", "evaluate"]
 
-Array = npt.NDArray[Any]
 Say = Callable[[str], None]
-GROUPS = ("desi", "sdss", "desi_edr_scaled")
-NEAR = 0.6  # DESI's bright galaxies end here, and with them AstroCLIP's sample
+Division = Literal["closed", "open"]
+RESERVED = ("aligned", "unaligned")
 
 
 @dataclass(frozen=True)
@@ -50,84 +40,232 @@ class Plan:
 
     model, data:                 model directory; survey folder (the split decides which shards are held out).
     image_tower, spectrum_tower: tower.safetensors of the pretraining stages: the unaligned encoders.
+    encoders:                    further model directories by name, each a row of every table.
     baselines:                   folders of `astroclip baseline` runs.
     shared:                      folder of the real data; skipped with a line where it does not exist.
     realism:                     JSON of the photometric realism check.
-    max_train_shards:            use at most so many training shards as the table; 0 = all.
+    pairs, provabgs:             AstroCLIP's HDF5 of pairs and the PROVABGS catalogue; skipped where not given.
+    published_ssfr:              PROVABGS sSFR with upstream's formula instead of the right one.
+    training_logs:               mllog.txt of the model's training stages.
+    division:                    "closed" demands data that are a release, its table and its seed.
+    release:                     name or file; None: the one that the data claim to be, if any.
+    max_train_shards:            use at most so many training shards as the table; 0 = the release's table, else all.
+    cache:                       folder that keeps embeddings for the next run.
     """
 
     model: Path
     data: Path
     image_tower: Path | None = None
     spectrum_tower: Path | None = None
+    encoders: tuple[tuple[str, Path], ...] = ()
     baselines: tuple[Path, ...] = ()
     shared: Path | None = None
     realism: Path | None = None
+    pairs: Path | None = None
+    provabgs: Path | None = None
+    published_ssfr: bool = False
+    training_logs: tuple[Path, ...] = ()
+    division: Division = "open"
+    release: str | None = None
+    organisation: str = "astroclip"
     max_train_shards: int = 0
-    pool_size: int = POOL_SIZE
+    cache: Path | None = None
     n_bootstrap: int = 500
     seed: int = 0
     device: str = "auto"
 
 
 @dataclass(frozen=True)
-class _Survey:
-    train: EncodedPart
-    val: EncodedPart
-    test: EncodedPart
+class _Data:
+    """The survey as the benchmark sees it. release, verdict: None where the data are none."""
 
-    def parts(self, name: str, modality: Modality) -> Parts:
-        key = (name, modality)
-        return Parts(self.train.vectors[key], self.val.vectors[key], self.test.vectors[key])
+    split: Split
+    release: Release | None
+    verdict: Verdict | None
 
     @property
-    def targets(self) -> Parts:
-        return Parts(self.train.targets, self.val.targets, self.test.targets)
+    def settings(self) -> dict[str, Any]:
+        return {"pools": self.release.pools} if self.release else {}
+
+    def as_dict(self) -> dict[str, Any]:
+        if self.verdict is None:
+            return {"name": None, "sha256": None, "status": "no release", "largest_difference": None, "problems": []}
+        return self.verdict.as_dict()
 
 
-def evaluate(plan: Plan, say: Say = lambda line: None) -> dict[str, Any]:
-    """Run everything `plan` names and return the report, marks judged."""
+def evaluate(plan: Plan, say: Say = lambda line: None, log: Path | None = None) -> dict[str, Any]:
+    """Run everything `plan` names and return the result, marks judged; events go to `log`.
+
+    Raises InputError before any work for a closed run on data that are not a release.
+    """
     started = time.perf_counter()
-    embedder = Embedder.from_pretrained(plan.model, device=plan.device)
-    split = split_shards(find_shards(plan.data))
-    if plan.max_train_shards:
-        split = Split(split.train[: plan.max_train_shards], split.val, split.test)
-    encoders = _encoders(plan, embedder)
-    survey = _embed(split, encoders, embedder, say)
-    say("zero-shot regression and retrieval")
-    report: dict[str, Any] = {
+    with EventLog(log) as events:
+        events.start("init_start")
+        if plan.training_logs:
+            _time_to_quality(plan)  # a log that cannot be read is said now, not after the embedding
+        data = _open_data(plan, say)
+        embedder = Embedder.from_pretrained(plan.model, device=plan.device)
+        sources = _sources(plan, embedder)
+        _announce(events, plan, data, embedder)
+        events.end("init_stop")
+        events.start("run_start")
+        result = _measure(plan, data, embedder, sources, events, say)
+        result = {"kind": "evaluation", **provenance(seed=plan.seed, started=started), **result}
+        for mark in result["marks"]:
+            rest = {key: mark[key] for key in ("name", "sense", "wanted", "passed")}
+            events.event("eval_accuracy", plain(mark["value"]), **rest)
+        events.end("run_stop", status="success")
+    return result
+
+
+def _open_data(plan: Plan, say: Say) -> _Data:
+    shards = find_shards(plan.data)
+    release = Release.load(plan.release) if plan.release else find_release(plan.data)
+    verdict = None
+    if release is not None:
+        say(f"verifying the data against {release.name}")
+        verdict = verify(plan.data, release, say=say)
+        say(str(verdict))
+    if plan.division == "closed":
+        _refuse_unless_closed(plan, release, verdict)
+    if release is None or verdict is None or verdict.status == "different":
+        split = split_shards(shards)
+        return _Data(_cut(split, plan.max_train_shards), None if verdict is None else release, verdict)
+    return _Data(_cut(release.split(plan.data), plan.max_train_shards or release.table_shards), release, verdict)
+
+
+def _cut(split: Split, table_shards: int) -> Split:
+    return Split(split.train[:table_shards], split.val, split.test) if table_shards else split
+
+
+def _refuse_unless_closed(plan: Plan, release: Release | None, verdict: Verdict | None) -> None:
+    if release is None or verdict is None:
+        raise InputError(
+            "found data that are no release; the closed division is measured on one; make it with the command in "
+            "docs/benchmark.md, or run with --division open",
+            code="not_a_release",
+        )
+    if verdict.status == "different":
+        raise InputError(f"{verdict}\nMake the release anew, or run with --division open.", code="not_a_release")
+    if plan.max_train_shards not in (0, release.table_shards):
+        raise InputError(
+            f"found --max-train-shards {plan.max_train_shards}; the closed table of {release.name} has "
+            f"{release.table_shards} shards; leave the option out, or run with --division open",
+            code="not_closed",
+        )
+    if plan.seed != release.seed:
+        raise InputError(
+            f"found --seed {plan.seed}; the closed seed of {release.name} is {release.seed}; leave the option out, or "
+            "run with --division open",
+            code="not_closed",
+        )
+
+
+def _sources(plan: Plan, embedder: Embedder) -> Sources:
+    sources = model_sources("aligned", embedder, plan.device)
+    towers: tuple[tuple[Modality, Path | None], ...] = (("image", plan.image_tower), ("spectrum", plan.spectrum_tower))
+    for modality, weights in towers:
+        if weights is not None:
+            sources["unaligned", modality] = tower_source(embedder, plan.model, weights, modality, plan.device)
+    names = [name for name, _ in plan.encoders]
+    if clash := sorted(
+        {name for name in names if name in RESERVED or names.count(name) > 1 or not name.isidentifier()}
+    ):
+        raise InputError(
+            f"found encoder names {', '.join(clash)}; wanted each once, letters, digits and underscores, none of "
+            f"{', '.join(RESERVED)}; choose another NAME in --encoder NAME=DIR",
+            code="bad_encoder",
+        )
+    for name, folder in plan.encoders:
+        sources |= model_sources(name, Embedder.from_pretrained(folder, device=plan.device), plan.device)
+    return sources
+
+
+def _announce(events: EventLog, plan: Plan, data: _Data, embedder: Embedder) -> None:
+    found = data.as_dict()
+    events.event("submission_benchmark", "astroclip_evaluation")
+    events.event("benchmark_version", BENCHMARK_VERSION)
+    events.event("submission_division", plan.division)
+    events.event("submission_org", plan.organisation)
+    events.event("submission_status", "research")
+    about = machine()
+    events.event("submission_platform", str(about["processor"]), **about)
+    events.event("seed", plan.seed)
+    events.event("data_release", found["name"] or "none", sha256=found["sha256"], status=found["status"])
+    events.event("model_sha256", embedder.model_sha256, model=embedder.model_id)
+
+
+def _measure(
+    plan: Plan, data: _Data, embedder: Embedder, sources: Sources, events: EventLog, say: Say
+) -> dict[str, Any]:
+    settings = TaskSettings(n_bootstrap=plan.n_bootstrap, seed=plan.seed, **data.settings)
+    with _task(events, "embed"):
+        encoded = _embed(data.split, sources, plan.cache, say)
+    events.event("train_samples", len(encoded.train))
+    events.event("eval_samples", len(encoded.test))
+    result: dict[str, Any] = {
+        "benchmark": {
+            "name": "astroclip",
+            "version": BENCHMARK_VERSION,
+            "division": plan.division,
+            "organisation": plan.organisation,
+            "release": data.as_dict(),
+        },
         "model": {
             "id": embedder.model_id,
             "sha256": embedder.model_sha256,
             "preprocess_version": embedder.preprocess_version,
             "dim": embedder.dim,
         },
-        "data": _describe(plan.data, split, survey),
-        "simulated": _simulated(plan, survey),
-        "unaligned": _unaligned(plan, survey, encoders),
-        "supervised": {entry["kind"]: entry for entry in map(_baseline, plan.baselines)},
-        "real": _real(plan, embedder, encoders, survey, say),
+        "data": _describe(plan.data, data.split, encoded),
+        "simulated": {},
+        "unaligned": {},
+        "encoders": {},
+        "supervised": {},
     }
+    for folder in plan.baselines:
+        entry = _baseline(folder)
+        _check_baseline(entry, result["data"], plan.division, say)
+        result["supervised"][entry["kind"]] = entry
+    for name in dict.fromkeys(name for name, _ in sources):
+        say(f"tasks of {name}")
+        with _task(events, f"tasks: {name}"):
+            tasks = {
+                "what": _what(sources, name),
+                **run_tasks(encoded, name, settings, shared_space=name != "unaligned"),
+            }
+        if name in RESERVED:
+            result["simulated" if name == "aligned" else name] = tasks
+        else:
+            result["encoders"][name] = tasks
+    with _task(events, "real sky"):
+        nets = tuple(folder for folder in plan.baselines if _baseline(folder)["kind"] == "redshift")
+        sky = Sky(plan.shared or Path("no folder"), nets, data.split.test, settings, plan.device)
+        result["real"] = real_sky(sky, sources, encoded, say)
+    if plan.pairs or plan.provabgs:
+        with _task(events, "PROVABGS"):
+            pairs = PairPlan(plan.pairs, plan.provabgs, plan.published_ssfr)
+            result["provabgs"] = evaluate_pairs(pairs, sources, settings, say)
+    if plan.training_logs:
+        result["time_to_quality"] = _time_to_quality(plan)
     if plan.realism is not None:
-        report["photometric_realism"] = json.loads(plan.realism.read_text(encoding="utf-8"))
-    report["marks"] = judge(report)
-    return {"kind": "evaluation", **provenance(seed=plan.seed, started=started), **report}
+        result["photometric_realism"] = json.loads(plan.realism.read_text(encoding="utf-8"))
+    result["marks"] = judge(result)
+    return result
 
 
-def _encoders(plan: Plan, embedder: Embedder) -> dict[tuple[str, Modality], Encoder]:
-    aligned = ModelEncoder(embedder.model, plan.device)
-    encoders: dict[tuple[str, Modality], Encoder] = {("aligned", modality): aligned for modality in embedder.modalities}
-    towers: tuple[tuple[Modality, Path | None], ...] = (
-        ("image", plan.image_tower),
-        ("spectrum", plan.spectrum_tower),
-    )
-    for modality, weights in towers:
-        if weights is not None:
-            encoders["unaligned", modality] = load_tower(plan.model, weights, modality, plan.device)
-    return encoders
+@contextmanager
+def _task(events: EventLog, name: str) -> Iterator[None]:
+    events.start("eval_start", name=name)
+    yield
+    events.end("eval_stop", name=name)
 
 
-def _embed(split: Split, encoders: dict[tuple[str, Modality], Encoder], embedder: Embedder, say: Say) -> _Survey:
+def _what(sources: Sources, name: str) -> str:
+    return "; ".join(dict.fromkeys(source.what for key, source in sources.items() if key[0] == name))
+
+
+def _embed(split: Split, sources: Sources, cache: Path | None, say: Say) -> Encoded:
     done = 0
     began = time.perf_counter()
 
@@ -137,18 +275,20 @@ def _embed(split: Split, encoders: dict[tuple[str, Modality], Encoder], embedder
         if done // 2000 > before // 2000:
             say(f"{done} objects embedded, {done / (time.perf_counter() - began):.0f} a second")
 
-    grids = (embedder.image_grid, embedder.spectrum_grid)
-    parts = [encode_part(shards, encoders, *grids, report=progress) for shards in (split.train, split.val, split.test)]
-    return _Survey(*parts)
+    kept = VectorCache(cache) if cache else None
+    parts = [
+        encode_part(shards, sources, cache=kept, report=progress) for shards in (split.train, split.val, split.test)
+    ]
+    return Encoded(*parts)
 
 
-def _describe(data: Path, split: Split, survey: _Survey) -> dict[str, Any]:
+def _describe(data: Path, split: Split, encoded: Encoded) -> dict[str, Any]:
     manifest = data / "survey.json"
     if manifest.is_file():
         checksum = {"manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest()}
     else:
         checksum = {"shards_sha256": data_checksum([*split.train, *split.val, *split.test])}
-    named = {"train": survey.train, "val": survey.val, "test": survey.test}
+    named = {"train": encoded.train, "val": encoded.val, "test": encoded.test}
     return {
         **checksum,
         "objects": {name: len(part) for name, part in named.items()},
@@ -158,143 +298,31 @@ def _describe(data: Path, split: Split, survey: _Survey) -> dict[str, Any]:
     }
 
 
-def _simulated(plan: Plan, survey: _Survey) -> dict[str, Any]:
-    """All held-out objects; and those nearer than `NEAR` alone, since R2 grows with the range of what is predicted."""
-    has = [modality for modality in MODALITIES if ("aligned", modality) in survey.train.vectors]
-    vectors: dict[str, Parts] = {modality: survey.parts("aligned", modality) for modality in has}
-    targets, column = survey.targets, PROPERTIES.index("redshift")
-    val, test = (np.flatnonzero(part[:, column] < NEAR) for part in (targets.val, targets.test))
-
-    def near(parts: Parts) -> Parts:
-        return Parts(parts.train, parts.val[val], parts.test[test])
-
-    out = _numbers(plan, vectors, targets)
-    if min(len(val), len(test)) > 1:
-        out["near"] = {
-            "what": f"validation and test objects at z < {NEAR:g} alone (the published range); table of all",
-            "objects": len(test),
-            **_numbers(plan, {name: near(parts) for name, parts in vectors.items()}, near(targets)),
-        }
-    return out
-
-
-def _numbers(plan: Plan, vectors: dict[str, Parts], targets: Parts) -> dict[str, Any]:
-    repeat: dict[str, Any] = {"n_bootstrap": plan.n_bootstrap, "seed": plan.seed}
-    out = {"zero_shot": zero_shot(vectors, targets, **repeat)}
-    if len(vectors) == len(MODALITIES):
-        pair = vectors["image"].test, vectors["spectrum"].test
-        out["retrieval"] = retrieval(*pair, pool_size=plan.pool_size, **repeat)
-    return out
-
-
-def _unaligned(plan: Plan, survey: _Survey, encoders: dict[tuple[str, Modality], Encoder]) -> dict[str, Any]:
-    """Each tower as pretraining left it; the two spaces have nothing in common, so there is no crossing."""
-    vectors = {key[1]: survey.parts(*key) for key in encoders if key[0] == "unaligned"}
-    if not vectors:
-        return {}
-    own: Sequence[tuple[str, str]] = [(modality, modality) for modality in vectors]
-    table = zero_shot(vectors, survey.targets, directions=own, n_bootstrap=plan.n_bootstrap, seed=plan.seed)  # type: ignore[arg-type]
-    return {"zero_shot": table}
-
-
-def _baseline(folder: Path) -> dict[str, Any]:
+def _baseline(folder: Path) -> Mapping[str, Any]:
     """A baseline's result without its training curve, which stays beside its weights."""
     result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     return {key: value for key, value in result.items() if key not in ("history", "format")}
 
 
-def _real(
-    plan: Plan,
-    embedder: Embedder,
-    encoders: dict[tuple[str, Modality], Encoder],
-    survey: _Survey,
-    say: Say,
-) -> dict[str, Any]:
-    if plan.shared is None or not plan.shared.is_dir():
-        line = f"real sky skipped: {plan.shared or 'no folder'} is not there (give it with --shared)"
-        say(line)
-        return {"skipped": "the folder of real data was not there"}
-    if ("aligned", "spectrum") not in encoders:
-        return {"skipped": "the model has no spectrum tower"}
-    say("real sky")
-    objects, refused = load_objects(plan.shared, embedder.spectrum_grid)
-    if not objects:
-        return {"skipped": "the folder of real data holds no spectrum"}
-    flux, ivar = np.stack([o.flux for o in objects]), np.stack([o.ivar for o in objects])
-    vectors = encoders["aligned", "spectrum"].encode_spectra(flux, ivar)
-    predicted, chosen = _redshifts(plan, encoders, survey, flux, ivar)
-    tables = {
-        group: redshift_table(objects, predicted, group, n_bootstrap=plan.n_bootstrap, seed=plan.seed)
-        for group in GROUPS
-    }
-    table = survey.train.vectors["aligned", "spectrum"]
-    simulated = survey.test.vectors["aligned", "spectrum"]
-    return {
-        "redshift": {"estimators": chosen, **tables},
-        "pairs": _pairs(plan.shared, embedder, encoders.get(("aligned", "image")), objects, vectors, survey),
-        "out_of_class": out_of_class(objects, vectors, table, simulated),
-        "objects": _rows(objects, predicted),
-        "refused": refused,
-    }
+def _time_to_quality(plan: Plan) -> dict[str, Any]:
+    try:
+        return time_to_quality(plan.training_logs)
+    except (LogError, KeyError, TypeError) as error:
+        raise InputError(
+            f"a training log cannot be used ({error}); wanted the mllog.txt of `astroclip train`; check --training-log",
+            code="bad_log",
+        ) from error
 
 
-def _redshifts(
-    plan: Plan, encoders: dict[tuple[str, Modality], Encoder], survey: _Survey, flux: Array, ivar: Array
-) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Redshifts of the real spectra by every method there is, and how each was set up."""
-    predicted: dict[str, Array] = {}
-    chosen: dict[str, Any] = {}
-    for name, label in (("aligned", "knn"), ("unaligned", "knn_unaligned")):
-        if (name, "spectrum") not in encoders:
-            continue
-        parts = survey.parts(name, "spectrum")
-        knn = KnnRedshift.tuned(parts.train, survey.train.redshift, parts.val, survey.val.redshift)
-        predicted[label] = knn(encoders[name, "spectrum"].encode_spectra(flux, ivar))
-        chosen[label] = {"k": knn.k, "how": knn.how, "chosen_on": "simulated validation objects"}
-    for folder in plan.baselines:
-        # the network reads the project's own grid, which a published encoder does not
-        if _baseline(folder)["kind"] == "redshift" and flux.shape[1] == SpectrumGrid().n_pixels:
-            net = load_redshift_net(folder, plan.device)
-            device = str(next(net.parameters()).device)
-            logits = predict(net, lambda rows: _tensors(flux[rows], ivar[rows]), np.arange(len(flux)), device)
-            predicted["cnn"] = net.redshift(logits)
-            chosen["cnn"] = {"what": "supervised 1-D CNN on the same simulated spectra"}
-    return predicted, chosen
-
-
-def _pairs(
-    shared: Path,
-    embedder: Embedder,
-    encoder: Encoder | None,
-    objects: list[RealObject],
-    vectors: Array,
-    survey: _Survey,
-) -> dict[str, Any]:
-    if encoder is None:
-        return {}
-    pairs = load_pairs(shared, embedder.image_grid, objects)
-    if len(pairs) < 2:
-        return {}
-    rows = [objects.index(pair.spectrum) for pair in pairs]
-    pictures = encoder.encode_images(np.stack([pair.image.pixels for pair in pairs]))
-    pools = survey.test.vectors["aligned", "image"], survey.test.vectors["aligned", "spectrum"]
-    return {"names": [pair.name for pair in pairs], **partner_rank(pictures, vectors[rows], *pools)}
-
-
-def _rows(objects: list[RealObject], predicted: dict[str, Array]) -> list[dict[str, Any]]:
-    """Every real object with its estimates: what the error analysis needs."""
-    return [
-        {
-            "name": item.name,
-            "group": item.group,
-            "spectype": item.spectype,
-            "z": item.redshift,
-            "snr": item.snr,
-            **{f"z_{method}": float(values[i]) for method, values in predicted.items()},
-        }
-        for i, item in enumerate(objects)
-    ]
-
-
-def _tensors(*arrays: Array) -> tuple[torch.Tensor, ...]:
-    return tuple(torch.from_numpy(np.ascontiguousarray(array, np.float32)) for array in arrays)
+def _check_baseline(entry: Mapping[str, Any], data: Mapping[str, Any], division: Division, say: Say) -> None:
+    """A baseline's numbers stand beside the others only if they come from the same test objects."""
+    shards = entry.get("test_shards", data["split"]["test"])  # results older than this key have the count alone
+    if shards == data["split"]["test"] and entry["objects"]["test"] == data["objects"]["test"]:
+        return
+    message = (
+        f"the baseline {entry['kind']} was judged on {entry['objects']['test']} objects of other shards than the "
+        f"{data['objects']['test']} test objects here; train it on this survey (`astroclip baseline`)"
+    )
+    if division == "closed":
+        raise InputError(message, code="other_data")
+    say(f"warning: {message}")

@@ -1,11 +1,13 @@
 """The split's objects for the evaluation: labels, photometry, and embeddings made shard by shard.
 
-Arrays on the model's grid come from `training.data`, the reader the models are trained with; nothing but one shard is
-held at a time.
+Arrays on an encoder's grid come from `training.data`, the reader the models are trained with; nothing but one shard is
+held at a time, and every encoder sees it in the same pass. With a cache, vectors are kept by the encoder's key and the
+SHA-256 of the shard's file, so that a second run with one more encoder embeds with that encoder alone.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,29 +19,34 @@ import numpy.typing as npt
 
 from astroclip.preprocess import ImageGrid, SpectrumGrid
 from astroclip.types import Modality
+from training.benchmark.release import file_sha256
 from training.data import PROPERTIES, load_survey
-from training.evaluate.encoders import Encoder
+from training.evaluate.encoders import Source
 
-__all__ = ["EncodedPart", "encode_part", "photometry", "read_columns"]
+__all__ = ["MORPHOLOGY", "EncodedPart", "VectorCache", "encode_part", "photometry", "read_columns"]
 
 Array = npt.NDArray[Any]
 AB_ZERO = 22.5  # AB magnitude of one nanomaggy
 CALIBRATION_ERROR = 0.01  # Legacy Surveys' zero points, about 1 % (Dey et al. 2019)
 PHOTOMETRY_COLUMNS = ("flux_g", "flux_r", "flux_z", "half_light_radius_arcsec", "image_psf_fwhm", "image_sky_sigma")
+MORPHOLOGY = ("bulge_fraction", "axis_ratio", "half_light_radius_arcsec")
 
 
 @dataclass(frozen=True)
 class EncodedPart:
     """Objects of one part of the split, in shard order, those with an unknown property left out.
 
-    vectors:  (encoder name, modality) -> (N, D) float32.
-    targets:  (N, P) float64 in the order of `PROPERTIES`.
-    left_out: how many had a property that is not finite.
+    vectors:    (encoder name, modality) -> (N, D) float32.
+    targets:    (N, P) float64 in the order of `PROPERTIES`.
+    morphology: (N, M) float64 in the order of `MORPHOLOGY`, None where the survey has no such columns.
+    left_out:   how many had a property that is not finite; known: (all,) bool, which rows of the shards are here.
     """
 
     vectors: dict[tuple[str, Modality], Array]
     targets: Array
+    morphology: Array | None
     left_out: int
+    known: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -49,33 +56,116 @@ class EncodedPart:
         return self.targets[:, PROPERTIES.index("redshift")]
 
 
+@dataclass(frozen=True)
+class VectorCache:
+    """Embeddings of whole shards on disk: `<folder>/<encoder key>/<shard digest>.npy`, written aside and renamed."""
+
+    folder: Path
+
+    def path(self, source: Source, shard_sha256: str) -> Path:
+        return self.folder / source.key[:24] / f"{shard_sha256[:24]}.npy"
+
+    def get(self, source: Source, shard_sha256: str, rows: int) -> Array | None:
+        """(rows, D) float32, or None where there is nothing usable (a damaged file is made again)."""
+        path = self.path(source, shard_sha256)
+        try:
+            found: Array = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        return found if found.ndim == 2 and len(found) == rows and found.dtype == np.float32 else None
+
+    def put(self, source: Source, shard_sha256: str, vectors: Array) -> None:
+        path = self.path(source, shard_sha256)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        with aside.open("wb") as file:
+            np.save(file, np.asarray(vectors, np.float32))
+        os.replace(aside, path)
+
+
 def encode_part(
     shards: Sequence[Path],
-    encoders: Mapping[tuple[str, Modality], Encoder],
-    images: ImageGrid,
-    spectra: SpectrumGrid,
+    sources: Mapping[tuple[str, Modality], Source],
     *,
+    cache: VectorCache | None = None,
     batch: int = 256,
     report: Callable[[int], None] = lambda n: None,
 ) -> EncodedPart:
     """Embed every object of `shards` with every encoder, in the modality that stands beside its name."""
-    parts: dict[tuple[str, Modality], list[Array]] = {key: [] for key in encoders}
-    targets = []
+    parts: dict[tuple[str, Modality], list[Array]] = {key: [] for key in sources}
+    targets, shapes = [], []
     for shard in shards:
-        survey = load_survey([shard], images, spectra)
-        targets.append(survey.targets())
-        for start in range(0, len(survey), batch):
-            rows = slice(start, start + batch)
-            pixels = survey.image_batch(rows, images.size).numpy()
-            flux, ivar = (tensor.numpy() for tensor in survey.spectrum_batch(rows))
-            for key, encoder in encoders.items():
-                image = key[1] == "image"
-                parts[key].append(encoder.encode_images(pixels) if image else encoder.encode_spectra(flux, ivar))
-            report(len(flux))
+        targets.append(_optional_columns(shard, PROPERTIES))
+        shapes.append(_optional_columns(shard, MORPHOLOGY))
+        for key, vectors in _encode_shard(shard, len(targets[-1]), sources, cache, batch).items():
+            parts[key].append(vectors)
+        report(len(targets[-1]))
     labels = np.concatenate(targets)
     known = np.isfinite(labels).all(axis=1)
-    vectors = {key: np.concatenate(chunks)[known] for key, chunks in parts.items()}
-    return EncodedPart(vectors, labels[known], int((~known).sum()))
+    morphology = np.concatenate(shapes)[known]
+    return EncodedPart(
+        {key: np.concatenate(chunks)[known] for key, chunks in parts.items()},
+        labels[known],
+        morphology if np.isfinite(morphology).all() else None,
+        int((~known).sum()),
+        known,
+    )
+
+
+def _encode_shard(
+    shard: Path,
+    rows: int,
+    sources: Mapping[tuple[str, Modality], Source],
+    cache: VectorCache | None,
+    batch: int,
+) -> dict[tuple[str, Modality], Array]:
+    """Vectors of all rows by every source; the shard is read once for each pair of grids that is still needed."""
+    found: dict[tuple[str, Modality], Array] = {}
+    digest = file_sha256(shard) if cache else ""
+    if cache:
+        stored = {key: cache.get(source, digest, rows) for key, source in sources.items()}
+        found = {key: vectors for key, vectors in stored.items() if vectors is not None}
+    wanted: dict[tuple[ImageGrid, SpectrumGrid], dict[tuple[str, Modality], Source]] = {}
+    for key, source in sources.items():
+        if key not in found:
+            wanted.setdefault((source.images, source.spectra), {})[key] = source
+    for grids, some in wanted.items():
+        made = _embed(shard, grids, some, batch)
+        found.update(made)
+        if cache:
+            for key, vectors in made.items():
+                cache.put(some[key], digest, vectors)
+    return found
+
+
+def _embed(
+    shard: Path,
+    grids: tuple[ImageGrid, SpectrumGrid],
+    sources: Mapping[tuple[str, Modality], Source],
+    batch: int,
+) -> dict[tuple[str, Modality], Array]:
+    # The cache beside the shards is for the grids one trains on; another's would take 70 MB a shard.
+    survey = load_survey([shard], *grids, cache=grids == (ImageGrid(), SpectrumGrid()))
+    chunks: dict[tuple[str, Modality], list[Array]] = {key: [] for key in sources}
+    for start in range(0, len(survey), batch):
+        rows = slice(start, start + batch)
+        for key, source in sources.items():
+            if key[1] == "image":
+                made = source.encoder.encode_images(survey.image_batch(rows, grids[0].size).numpy())
+            else:
+                flux, ivar = (tensor.numpy() for tensor in survey.spectrum_batch(rows))
+                made = source.encoder.encode_spectra(flux, ivar)
+            chunks[key].append(made)
+    return {key: np.concatenate(parts) for key, parts in chunks.items()}
+
+
+def _optional_columns(shard: Path, names: Sequence[str]) -> Array:
+    """(N, columns) float64 of one shard, NaN for a column it lacks; `Z` stands for a missing `redshift`."""
+    with h5py.File(shard, "r") as file:
+        n = len(file["object_id"])
+        stored = ["Z" if name == "redshift" and name not in file else name for name in names]
+        columns = [file[name][:].astype(np.float64) if name in file else np.full(n, np.nan) for name in stored]
+    return np.stack(columns, axis=1)
 
 
 def read_columns(shards: Sequence[Path], names: Sequence[str] = PHOTOMETRY_COLUMNS) -> dict[str, Array]:

@@ -24,6 +24,8 @@ function request() {
   const out = { k: Math.min(Math.max(Math.round(Number(at("k").value)) || 16, 1), 100), preview: true };
   const target = document.querySelector("input[name=target]:checked").value;
   if (target) out.target = target;
+  const method = document.querySelector("input[name=method]:checked").value;
+  if (method !== "knn") out.method = method;
   if (Number(at("exclude").value) > 0) out.exclude_arcsec = Number(at("exclude").value);
   return out;
 }
@@ -104,7 +106,11 @@ for (const name of ["dragover", "dragleave", "drop"]) {
 }
 
 fromAddress();
-api.info().then((found) => { about = found; view.provenance(found); }, view.problem);
+api.info().then((found) => {
+  about = found;
+  view.provenance(found);
+  at("methods").hidden = !found.indexes[0].methods.includes("head");
+}, view.problem);
 if (!location.hash) {
   api.randomObjects(24).then((found) => { if (latest === 0) view.samples(found.objects, lookup); }, () => {});
 }

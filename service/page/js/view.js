@@ -10,6 +10,7 @@ const at = (id) => document.getElementById(id);
 export function show(answer, record, files, search) {
   const redshift = answer.estimates.find((e) => e.name === "redshift")?.value ?? null;
   at("query").replaceChildren(query(answer, record, files, redshift));
+  at("estimates-title").textContent = answer.method === "head" ? "What its embedding says" : "What its neighbours say";
   at("estimates").replaceChildren(...estimates(answer, record));
   at("trust").replaceChildren(trust(answer));
   at("hits-note").textContent = searchNote(answer);
@@ -59,7 +60,8 @@ function estimates(answer, record) {
       estimateStrip(e, values, truth, said));
   });
   const percent = Math.round(100 * known[0].coverage);
-  const legend = `Band: ${percent} % of the neighbours' weight. Dots: neighbours.` + (record ? " Diamond: the catalogue's own value." : "");
+  const band = answer.method === "head" ? `the fitted head's ${percent} % interval` : `${percent} % of the neighbours' weight`;
+  const legend = `Band: ${band}. Dots: neighbours.` + (record ? " Diamond: the catalogue's own value." : "");
   return [...rows, element("p", { class: "legend" }, legend)];
 }
 
