@@ -195,8 +195,7 @@ def _parts(module: L.LightningModule) -> Any:
 
 
 def recall_at_10(module: L.LightningModule) -> tuple[float, int] | None:
-    """(recall@10 image to spectrum, pool) among the first validation objects; None for a stage without a joint model, or
-    without its survey in memory.
+    """(recall@10 image to spectrum, pool) among the first validation objects; None without joint model or survey.
 
     In eval mode and float32, as the model will serve; the module's mode is restored.
     """
