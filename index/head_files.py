@@ -1,6 +1,7 @@
 """Heads on disk: one safetensors file a modality, its metadata JSON; nothing in it is executed.
 
-Tensors of property i are `i.mean`, `i.spread`, `i.weight.j`, `i.bias.j` (layer j), `i.skip` (float32) and `i.scores`.
+Tensors of property i are `i.mean`, `i.spread`, `i.bias.j` (layer j) and `i.scores` in float32, and the matrices
+`i.weight.j` and `i.skip` in float16, to which a fit has rounded them (`head_fit.TorchNet.network`).
 The metadata names the properties, their axes and the settings; every shape follows from it and is checked on reading.
 """
 
@@ -26,7 +27,7 @@ __all__ = ["read_head", "write_head"]
 FORMAT = 1
 _MAX_FREQUENCIES = 257  # of one property: eight, and at most every other one of the 498 that a fit scans
 
-Tensors = dict[str, npt.NDArray[np.float32]]
+Tensors = dict[str, npt.NDArray[np.float32] | npt.NDArray[np.float16]]
 
 
 def write_head(path: Path, head: DensityHead) -> None:
@@ -37,7 +38,8 @@ def write_head(path: Path, head: DensityHead) -> None:
         named = {"mean": network.mean, "spread": network.spread, "skip": network.skip, "scores": entry.scores}
         named |= {f"weight.{j}": weight for j, weight in enumerate(network.weights)}
         named |= {f"bias.{j}": bias for j, bias in enumerate(network.biases)}
-        tensors |= {f"{i}.{name}": _float32(array) for name, array in named.items() if array is not None}
+        present = {key: array for key, array in named.items() if array is not None}
+        tensors |= {f"{i}.{key}": np.ascontiguousarray(array, _kind(key)) for key, array in present.items()}
     record = {
         "format": FORMAT,
         "dim": head.dim,
@@ -83,8 +85,8 @@ def _property(i: int, entry: dict[str, Any], tensors: Tensors, settings: HeadSet
     def take(key: str, *shape: int | None) -> npt.NDArray[np.float64]:
         found = tensors.pop(f"{i}.{key}")
         fits = len(found.shape) == len(shape) and all(w in (None, f) for f, w in zip(found.shape, shape, strict=True))
-        if not fits or found.dtype != np.float32:
-            raise ValueError(f"{i}.{key} is {found.dtype} {found.shape}, wanted float32 {shape}")
+        if not fits or found.dtype != _kind(key):
+            raise ValueError(f"{i}.{key} is {found.dtype} {found.shape}, wanted {_kind(key)} {shape}")
         if not np.isfinite(found).all():
             raise ValueError(f"{i}.{key} holds NaN or infinity")
         return found.astype(np.float64)
@@ -121,5 +123,5 @@ def _axis(record: dict[str, Any]) -> Axis:
     return axis
 
 
-def _float32(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    return np.ascontiguousarray(array, np.float32)
+def _kind(name: str) -> npt.DTypeLike:
+    return np.dtype(np.float16 if name.startswith(("weight.", "skip")) else np.float32)

@@ -64,16 +64,20 @@ class TorchNet(nn.Module):
         out: torch.Tensor = self.out(h)
         return out if self.skip is None else out + self.skip(x)
 
-    def network(self, mean: Array, spread: Array, temperature: float = 1.0) -> Network:
-        """As arrays rounded to float32, as they are stored; outputs divided by the temperature."""
+    def network(self, mean: Array, spread: Array, temperature: float = 1.0, half: bool = False) -> Network:
+        """As arrays rounded to float32, as they are stored; outputs divided by the temperature.
+
+        half: matrices to float16, half a file's size; what is calibrated is the network so rounded.
+        """
         layers = [*self.hidden, self.out]
         scales = [1.0] * len(self.hidden) + [temperature]
+        matrix = np.float16 if half else np.float32
         return Network(
             _rounded(mean),
             _rounded(spread),
-            tuple(_array(layer.weight, s) for layer, s in zip(layers, scales, strict=True)),
+            tuple(_array(layer.weight, s, matrix) for layer, s in zip(layers, scales, strict=True)),
             tuple(_array(layer.bias, s) for layer, s in zip(layers, scales, strict=True)),
-            None if self.skip is None else _array(self.skip.weight, temperature),
+            None if self.skip is None else _array(self.skip.weight, temperature, matrix),
         )
 
 
@@ -130,7 +134,7 @@ def _fit_property(x: Array, y: Array, name: str, settings: HeadSettings) -> Prop
         loss = _Loss(axis, y[stop])
         coefficients, every = net(_tensor(standard[stop])), torch.arange(tenth)
         temperature = min(_TEMPERATURES, key=lambda t: float(loss(coefficients / t, every)))
-    network = net.network(mean, spread, float(temperature))
+    network = net.network(mean, spread, float(temperature), half=True)
     truth = y[aside]
     p = probabilities(axis, network(x[aside]))
     scores = np.abs(cdf(axis, p, truth) - 0.5)
@@ -286,10 +290,10 @@ def _tensor(values: Array) -> torch.Tensor:
     return torch.from_numpy(np.asarray(values, np.float32))
 
 
-def _array(parameter: torch.Tensor, over: float = 1.0) -> Array:
-    return _rounded(parameter.detach().numpy().astype(np.float64) / over)
+def _array(parameter: torch.Tensor, over: float = 1.0, kind: type = np.float32) -> Array:
+    return _rounded(parameter.detach().numpy().astype(np.float64) / over, kind)
 
 
-def _rounded(values: Array) -> Array:
-    """float64 holding float32 numbers: what a file gives back."""
-    return np.asarray(values, np.float32).astype(np.float64)
+def _rounded(values: Array, kind: type = np.float32) -> Array:
+    """float64 holding numbers of `kind`: what a file gives back."""
+    return np.asarray(values, kind).astype(np.float64)
