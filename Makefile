@@ -56,12 +56,13 @@ demo-train: $(TEST_STAMP) ## train the demo model
 	$(TRAIN) image --config training/configs/demo-image.toml --data $(SURVEY) --out $(RUNS)/image
 	$(TRAIN) align --config training/configs/demo-align.toml --data $(SURVEY) --out $(RUNS)/align
 	$(TRAIN) align --config training/configs/demo-refine.toml --data $(SURVEY) --out $(RUNS)/refine
+	$(TRAIN) align --config training/configs/demo-finish.toml --data $(SURVEY) --out $(RUNS)/finish
 
-demo-assets: $(TEST_STAMP) ## put model and index of 10,500 training galaxies under service/demo
+demo-assets: $(TEST_STAMP) ## put model and index of 9,000 training galaxies under service/demo
 	mkdir -p service/demo
-	cp -r $(RUNS)/refine/model/. service/demo/model/
+	cp -r $(RUNS)/finish/model/. service/demo/model/
 	rm -rf $(RUNS)/embeddings service/demo/index
-	$(BIN)/astroclip embed $$($(BIN)/python -m training.split $(SURVEY) --part train --shards 21) \
+	$(BIN)/astroclip embed $$($(BIN)/python -m training.split $(SURVEY) --part train --shards 18) \
 	    --out $(RUNS)/embeddings --model service/demo/model
 	$(BIN)/astroclip index build $(RUNS)/embeddings --out service/demo/index --plain --id demo \
 	    --survey "astroclip simulated survey" --previews $(SURVEY) --licence CC-BY-4.0
@@ -74,7 +75,7 @@ evaluate: $(TEST_STAMP) ## baselines and the science evaluation of the demo mode
 	    --image-tower $(RUNS)/image/tower.safetensors --spectrum-tower $(RUNS)/spectrum/tower.safetensors \
 	    $(foreach kind,resnet photometry redshift,--baseline $(RUNS)/baselines/$(kind)) \
 	    --realism $(RESULTS)/realism_photometric.json --division closed --cache $(RUNS)/vectors \
-	    $(foreach stage,spectrum image align,$(addprefix --training-log ,$(wildcard $(RUNS)/$(stage)/mllog.txt)))
+	    $(foreach stage,spectrum image align refine finish,$(addprefix --training-log ,$(wildcard $(RUNS)/$(stage)/mllog.txt)))
 	$(BIN)/astroclip benchmark check $(RESULTS)/evaluation.json $(RESULTS)/evaluation.mllog.txt
 	$(BIN)/python benchmarks/readme_tables.py
 

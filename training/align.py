@@ -33,7 +33,7 @@ class Alignment(Stage):
         super().__init__(settings, survey, validation)
         self.model = new_model(settings)
         if settings.model_init:
-            self.model.load_state_dict(AstroCLIPModel.from_pretrained(settings.model_init).state_dict())
+            _go_on_from(self.model, settings.model_init)
         _initialise(self.model.image_tower, settings.image_init)
         _initialise(self.model.spectrum_tower, settings.spectrum_init)
         # The pair loss has its own scale: two spectra of a galaxy agree far better than its image and spectrum do.
@@ -50,6 +50,11 @@ class Alignment(Stage):
             further = self.gathered(negatives)
             all_a, all_b = torch.cat([all_a, further]), torch.cat([all_b, further])
         return info_nce(a, b, scale, all_a=all_a, all_b=all_b, first_row=self.global_rank * len(a))
+
+    def _images(self, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Embeddings of a view of each row."""
+        pixels = self.settings.image_augmentation(self.survey.images[rows].to(self.device), generator)
+        return self.model.get_image_features(pixels)
 
     def _spectra(
         self, rows: torch.Tensor, generator: torch.Generator
@@ -76,8 +81,7 @@ class Alignment(Stage):
         generator = self.step_generator()
         rows = rows.cpu()
         settings = self.settings
-        pixels = settings.image_augmentation(self.survey.images[rows].to(self.device), generator)
-        image = self.model.get_image_features(pixels)
+        image = self._images(rows, generator)
         spectrum, second, moved = self._spectra(rows, generator)
         pair_loss = image.new_zeros(())
         if second is not None:
@@ -104,6 +108,19 @@ class Alignment(Stage):
             "val_cosine": F.cosine_similarity(image, spectrum).mean(),
         }
         self.log_dict(values, prog_bar=True, sync_dist=True, batch_size=len(rows))
+
+
+# Layers a model may have that an earlier one has not: their output is added, and is nothing before training.
+_SILENT = ("image_tower.window_head.", "image_tower.window_scale.", "spectrum_tower.head.bands.")
+
+
+def _go_on_from(model: AstroCLIPModel, directory: str) -> None:
+    """The weights of a trained model; layers it was written without stay silent."""
+    state = AstroCLIPModel.from_pretrained(directory).state_dict()
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    missing = [key for key in missing if not key.startswith(_SILENT)]
+    if missing or unexpected:
+        raise ValueError(f"{directory} does not fit the preset: missing {missing[:5]}, unexpected {unexpected[:5]}")
 
 
 def _initialise(tower: nn.Module, weights: str) -> None:

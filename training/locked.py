@@ -1,12 +1,16 @@
-"""Alignment against a locked spectrum tower (locked-image tuning, Zhai+2022, with the roles exchanged).
+"""Alignment against locked towers (after locked-image tuning, Zhai+2022).
 
 A spectrum tower that knows redshifts to a pixel has little to gain from images, and costs two thirds of a step. Locked
 but for its head, it reads every spectrum a few times before training, each time another view; what it read stays in
 memory (18 kB a view in half precision), and an epoch is the image tower and the two heads alone.
+
+With the image tower's backbone locked too, its features and photometry are kept likewise (1 kB a view), and only the
+heads are left: batches of thousands, in seconds. That is the last part of the shipped model's training.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,16 +27,14 @@ _CHUNK = 256
 
 @dataclass(frozen=True)
 class _Reading:
-    """What the tower read of every spectrum of the survey in one view; see `SpectrumTower.read`."""
+    """What a tower read of every object of the survey in one view (`SpectrumTower.read`, `ImageTower.read`).
 
-    tokens: torch.Tensor
-    missing: torch.Tensor
-    characteristic: torch.Tensor
-    photometry: torch.Tensor | None
+    Wide features are kept in half precision; photometry, whose differences are colours, in float32."""
+
+    parts: tuple[torch.Tensor | None, ...]
 
     def rows(self, rows: torch.Tensor, device: torch.device) -> tuple[torch.Tensor | None, ...]:
-        parts = (self.tokens, self.missing, self.characteristic, self.photometry)
-        read = (None if part is None else part[rows].to(device) for part in parts)
+        read = (None if part is None else part[rows].to(device) for part in self.parts)
         return tuple(part.float() if part is not None and part.dtype == torch.float16 else part for part in read)
 
 
@@ -46,42 +48,72 @@ class LockedAlignment(Alignment):
             raise ValueError(
                 f"locked_views is {settings.locked_views}: wanted model_init, a model to lock the tower of"
             )
-        tower = self.model.spectrum_tower
-        tower.requires_grad_(False)
-        tower.head.requires_grad_(True)
-        tower.eval()  # the trainer keeps the modes it finds; BatchNorm's statistics are locked too
-        tower.head.train()
-        self._readings: tuple[_Reading, ...] = ()
+        _lock(self.model.spectrum_tower, self.model.spectrum_tower.head)
+        image = self.model.image_tower
+        if settings.locked_backbone:
+            # The trainer keeps the modes it finds: BatchNorm's statistics of the backbone are locked too, while those
+            # of the photometry, which the heads begin with, go on.
+            image.backbone.requires_grad_(False)
+            image.backbone.eval()
+        self._spectrum_readings: tuple[_Reading, ...] = ()
+        self._image_readings: tuple[_Reading, ...] = ()
+
+    @property
+    def _near(self) -> int:
+        """The first half of the views is drawn as those that meet the image, the rest as the pair loss's second."""
+        return max(1, (self.settings.locked_views + 1) // 2)
 
     def on_fit_start(self) -> None:
-        self._readings = tuple(self._read(view) for view in range(self.settings.locked_views))
+        views = range(self.settings.locked_views)
+        self._spectrum_readings = tuple(self._read(self._spectrum_view, view) for view in views)
+        if self.settings.locked_backbone:
+            self._image_readings = tuple(self._read(self._image_view, view) for view in views[: self._near])
 
-    def _read(self, view: int) -> _Reading:
-        """The first half of the views is drawn as those that meet the image, the rest as the pair loss's second."""
-        settings, survey, tower = self.settings, self.survey, self.model.spectrum_tower
-        wide = view > 0 and view >= (settings.locked_views + 1) // 2
-        augment = settings.pair_augmentation if wide else settings.spectrum_augmentation
-        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + view)
-        parts = []
-        for rows in torch.arange(len(survey)).split(_CHUNK):
-            true = None if survey.flux_true is None else survey.flux_true[rows].to(self.device)
-            flux, ivar = augment(survey.flux[rows].to(self.device), survey.sigma[rows].to(self.device), true, generator)
+    def _read(self, view_of: Callable[..., tuple[torch.Tensor | None, ...]], view: int) -> _Reading:
+        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + view)
+        chunks = []
+        for rows in torch.arange(len(self.survey)).split(_CHUNK):
             with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16):
-                tokens, missing, characteristic, photometry = tower.read(flux, ivar)
-            parts.append((tokens.half().cpu(), missing.cpu(), characteristic.half().cpu(), photometry))
-        tokens, missing, characteristic = (torch.cat([part[i] for part in parts]) for i in range(3))
-        photometry = None if parts[0][3] is None else torch.cat([part[3].cpu() for part in parts])
-        return _Reading(tokens, missing, characteristic, photometry)
+                chunks.append([None if part is None else part.cpu() for part in view_of(rows, view, generator)])
+        return _Reading(tuple(None if parts[0] is None else torch.cat(parts) for parts in zip(*chunks, strict=True)))
+
+    def _spectrum_view(
+        self, rows: torch.Tensor, view: int, generator: torch.Generator
+    ) -> tuple[torch.Tensor | None, ...]:
+        settings, survey = self.settings, self.survey
+        augment = settings.spectrum_augmentation if view < self._near else settings.pair_augmentation
+        true = None if survey.flux_true is None else survey.flux_true[rows].to(self.device)
+        flux, ivar = augment(survey.flux[rows].to(self.device), survey.sigma[rows].to(self.device), true, generator)
+        tokens, missing, characteristic, photometry = self.model.spectrum_tower.read(flux, ivar)
+        return tokens.half(), missing, characteristic.half(), photometry
+
+    def _image_view(self, rows: torch.Tensor, view: int, generator: torch.Generator) -> tuple[torch.Tensor | None, ...]:
+        pixels = self.settings.image_augmentation(self.survey.images[rows].to(self.device), generator)
+        features, apertures, windows = self.model.image_tower.read(pixels)
+        return features.half(), apertures, windows
+
+    def _images(self, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        if not self._image_readings:
+            return super()._images(rows, generator)
+        reading = self._image_readings[self.current_epoch % len(self._image_readings)]
+        return F.normalize(self.model.image_tower.embed(*reading.rows(rows, self.device)).float(), dim=-1)
 
     def _spectra(
         self, rows: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        near = max(1, (len(self._readings) + 1) // 2)
-        first = self._embed(self._readings[self.current_epoch % near], rows)
-        if not self.settings.spectrum_pair_weight or len(self._readings) < 2:
+        near, readings = self._near, self._spectrum_readings
+        first = self._embed(readings[self.current_epoch % near], rows)
+        if not self.settings.spectrum_pair_weight or len(readings) < 2:
             return first, None, None
-        far = len(self._readings) - near
-        return first, self._embed(self._readings[near + self.current_epoch % far], rows), None
+        far = len(readings) - near
+        return first, self._embed(readings[near + self.current_epoch % far], rows), None
 
     def _embed(self, reading: _Reading, rows: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.model.spectrum_tower.head(*reading.rows(rows, self.device)).float(), dim=-1)
+
+
+def _lock(tower: torch.nn.Module, head: torch.nn.Module) -> None:
+    tower.requires_grad_(False)
+    head.requires_grad_(True)
+    tower.eval()  # the trainer keeps the modes it finds; BatchNorm's statistics are locked too
+    head.train()

@@ -111,6 +111,7 @@ class AlignSettings(StageSettings):
     model_init:  a model directory to go on from, both towers and their heads; instead of the other two.
     locked_views: with so many, the spectrum tower is locked but for its head, and reads each spectrum so many times
         before training (`training.locked`); 0 = both towers are trained.
+    locked_backbone: lock the image tower's backbone too, and train the heads alone.
     spectrum_augmentation: of the view that meets the image. The survey's spectra carry calibration errors already,
         and what they say of brightness and colour is what finds the partner: hence little more of both.
     pair_augmentation: of the second view: another spectrograph on a worse night.
@@ -125,6 +126,7 @@ class AlignSettings(StageSettings):
     moved_pixels: tuple[int, int] = (3, 128)
     model_init: str = ""
     locked_views: int = 0
+    locked_backbone: bool = False
     # Pointing to a pixel: the photometry within a fibre's aperture is worth nothing about another centre.
     image_augmentation: ImageAugmentation = field(
         default_factory=lambda: ImageAugmentation(
@@ -142,6 +144,10 @@ class AlignSettings(StageSettings):
         )
     )
     pair_augmentation: SpectrumAugmentation = field(default_factory=SpectrumAugmentation)
+
+    def __post_init__(self) -> None:
+        if self.locked_backbone and not self.locked_views:
+            raise ValueError("found locked_backbone without locked_views; wanted how many views the locked towers read")
 
 
 Settings = TypeVar("Settings", bound=StageSettings)

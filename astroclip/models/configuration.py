@@ -48,7 +48,9 @@ class ImageTowerConfig:
     softening:  nanomaggies per pixel at which the asinh mapping turns from linear to logarithmic, per band;
                 about the sky noise of a three-pass DECaLS image (Dey+2019: depths 24.65/23.61/22.84 AB).
     photometry_width: width of the layer that reads the aperture photometry.
-    hidden:     width of the two-layer head.
+    windows:    standard deviations, pixels, of the Gaussian windows whose fluxes and moments enter the head as well;
+                none in models written before.
+    hidden:     width of the two-layer heads.
     """
 
     KIND: ClassVar[str] = "resnet"
@@ -58,6 +60,7 @@ class ImageTowerConfig:
     width: int = 64
     softening: tuple[float, ...] = (0.005, 0.012, 0.025)
     photometry_width: int = 128
+    windows: tuple[float, ...] = ()
     hidden: int = 512
 
     @property
@@ -291,14 +294,16 @@ def _written(tower: Any, default: str) -> dict[str, Any]:
     return ({} if tower.KIND == default else {"kind": tower.KIND}) | asdict(tower)
 
 
+WINDOWS = (1.5, 2.5, 4.0, 6.5, 10.0)  # pixels: half the seeing to what a nearby galaxy fills
+
 PRESETS: dict[str, dict[str, Any]] = {
-    "demo": {"spectrum": {"n_bands": 16}},
+    "demo": {"image": {"windows": WINDOWS}, "spectrum": {"n_bands": 16}},
     "resnet50": {
-        "image": {"arch": "resnet50", "hidden": 2048},
+        "image": {"arch": "resnet50", "hidden": 2048, "windows": WINDOWS},
         "spectrum": {"embed_dim": 768, "n_layers": 6, "n_heads": 6, "mlp_ratio": 4, "head_width": 128, "n_bands": 16},
     },
     "tiny": {
-        "image": {"width": 16, "photometry_width": 8, "hidden": 16},
+        "image": {"width": 16, "photometry_width": 8, "hidden": 16, "windows": (2.0, 6.0)},
         "spectrum": {
             "embed_dim": 16,
             "n_layers": 1,

@@ -1,4 +1,4 @@
-"""The image tower: asinh colour mapping, a torchvision ResNet, aperture photometry, a two-layer head."""
+"""The image tower: asinh colour mapping, a torchvision ResNet, photometry in apertures and windows, two-layer heads."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from torch import nn
 from astroclip.models.configuration import ImageTowerConfig
 from astroclip.models.resnet import resnet, resnet_features
 
-__all__ = ["AperturePhotometry", "AsinhMapping", "ImageTower"]
+__all__ = ["AperturePhotometry", "AsinhMapping", "ImageTower", "WindowPhotometry"]
 
 APERTURES = (3.0, 6.0, 12.0, 24.0)  # radii in pixels; at 0.262 arcsec the first is a DESI fibre (1.5 arcsec wide)
+MOMENT_WINDOW = 6.0  # pixels; standard deviation of the Gaussian the second moments are taken under
 
 
 class AsinhMapping(nn.Module):
@@ -45,22 +46,60 @@ class AperturePhotometry(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         with torch.autocast(pixels.device.type, enabled=False):
+            weights = _aperture_weights(pixels.shape[-2], pixels.shape[-1]).to(pixels.device)
+            return _magnitude_and_colours(pixels.float(), weights, self.softening)
+
+
+class WindowPhotometry(nn.Module):
+    """(N, B, S, S) nanomaggies -> (N, P) fluxes and second moments under Gaussian windows about the centre.
+
+    Fluxes as in `AperturePhotometry`. Where the discs' edges lie in the light, their fluxes follow the seeing of each
+    band; smooth windows of several widths say how much. Second moments, weighted by a Gaussian as in weak lensing
+    (Kaiser, Squires & Broadhurst 1995), give the size and the ellipticity of each band.
+    """
+
+    def __init__(self, softening: tuple[float, ...], widths: tuple[float, ...]) -> None:
+        super().__init__()
+        self.softening, self.widths = softening, widths
+        self.n_features = len(softening) * (len(widths) + 2)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(pixels.device.type, enabled=False):
             pixels = pixels.float()
-            weight = _aperture_weights(pixels.shape[-2], pixels.shape[-1]).to(pixels.device)
-            flux = pixels.flatten(2) @ weight.flatten(1).T
-            noise = torch.tensor(self.softening, device=pixels.device)[:, None] * weight.square().sum((1, 2)).sqrt()
-            # asinh magnitudes about a common zero point, so that differences are colours
-            magnitude = torch.asinh(flux / (2 * noise)) + noise.log()
-            middle = magnitude.shape[1] // 2
-            colours = magnitude.diff(dim=1)
-            return torch.cat([magnitude[:, middle] / 3, colours.flatten(1)], dim=1)
+            x, y = (axis.to(pixels.device) for axis in _from_centre(*pixels.shape[-2:]))
+            square = x.square() + y.square()
+            windows = torch.stack([torch.exp(-0.5 * square / width**2) for width in self.widths])
+            light = torch.exp(-0.5 * square / MOMENT_WINDOW**2)
+            moments = torch.stack([light, light * square, light * (x.square() - y.square()), light * 2 * x * y])
+            flux, size, plus, cross = (pixels.flatten(2) @ moments.flatten(1).T).unbind(-1)
+            # Ten sigma of a window's noise: sizes of what is fainter tend to 0 instead of to noise over noise.
+            floor = 10 * torch.tensor(self.softening, device=pixels.device) * light.square().sum().sqrt() / 2
+            flux = flux.abs() + floor
+            size, ellipticity = size / flux / MOMENT_WINDOW**2, torch.hypot(plus, cross) / flux / MOMENT_WINDOW**2
+            shapes = torch.cat([size, 3 * ellipticity], dim=1).clamp(-3, 3)
+            return torch.cat([_magnitude_and_colours(pixels, windows, self.softening), shapes], dim=1)
+
+
+def _magnitude_and_colours(pixels: torch.Tensor, weights: torch.Tensor, softening: tuple[float, ...]) -> torch.Tensor:
+    """(N, B, H, W) and (A, H, W) -> (N, B A): asinh magnitudes of the middle band, then colours of neighbours."""
+    flux = pixels.flatten(2) @ weights.flatten(1).T
+    noise = torch.tensor(softening, device=pixels.device)[:, None] * weights.square().sum((1, 2)).sqrt()
+    # asinh magnitudes about a common zero point, so that differences are colours
+    magnitude = torch.asinh(flux / (2 * noise)) + noise.log()
+    middle = magnitude.shape[1] // 2
+    return torch.cat([magnitude[:, middle] / 3, magnitude.diff(dim=1).flatten(1)], dim=1)
+
+
+def _from_centre(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """x and y of every pixel, (H, W) each."""
+    y = torch.arange(height)[:, None] - (height - 1) / 2
+    x = torch.arange(width)[None] - (width - 1) / 2
+    return x.expand(height, width), y.expand(height, width)
 
 
 def _aperture_weights(height: int, width: int) -> torch.Tensor:
     """(A + 1, H, W): discs with edges of a pixel's width, then the whole image."""
-    y = torch.arange(height)[:, None] - (height - 1) / 2
-    x = torch.arange(width)[None] - (width - 1) / 2
-    radius = torch.hypot(y.expand(height, width), x.expand(height, width))
+    radius = torch.hypot(*_from_centre(height, width))
     discs = [(edge + 0.5 - radius).clamp(0, 1) for edge in APERTURES]
     return torch.stack([*discs, torch.ones(height, width)])
 
@@ -68,7 +107,8 @@ def _aperture_weights(height: int, width: int) -> torch.Tensor:
 class ImageTower(nn.Module):
     """(N, B, S, S) nanomaggies -> features (N, F) and, through the head, embeddings (N, D) not yet normalised.
 
-    The head sees the backbone's features and the aperture photometry; `features` is the backbone's alone.
+    The head sees the backbone's features and the aperture photometry; the window photometry, in models that have it,
+    enters through a second one whose output is added. `features` is the backbone's alone.
     """
 
     def __init__(self, config: ImageTowerConfig, projection_dim: int) -> None:
@@ -83,20 +123,37 @@ class ImageTower(nn.Module):
             nn.Linear(self.photometry.n_features, config.photometry_width),
             nn.GELU(),
         )
-        self.head = nn.Sequential(
-            nn.Linear(self.feature_dim + config.photometry_width, config.hidden),
-            nn.GELU(),
-            nn.Linear(config.hidden, projection_dim),
-        )
+        self.head = _two_layers(self.feature_dim + config.photometry_width, config.hidden, projection_dim)
+        self.windows = WindowPhotometry(config.softening, config.windows) if config.windows else None
+        if self.windows is not None:
+            self.window_scale = nn.BatchNorm1d(self.windows.n_features)
+            self.window_head = _two_layers(self.feature_dim + self.windows.n_features, config.hidden, projection_dim)
+            for silent in self.window_head[-1].parameters():
+                nn.init.zeros_(silent)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """The backbone's pooled representation, (N, F)."""
         mapped = self.mapping(pixels).contiguous(memory_format=torch.channels_last)
         return self.backbone(mapped)
 
+    def read(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """What the head needs: features, aperture photometry and, where the model has windows, theirs."""
+        windows = None if self.windows is None else self.windows(pixels)
+        return self.features(pixels), self.photometry(pixels), windows
+
+    def embed(self, features: torch.Tensor, photometry: torch.Tensor, windows: torch.Tensor | None) -> torch.Tensor:
+        """What `read` gives -> embeddings (N, D), not yet normalised."""
+        out = self.head(torch.cat([features, self.photometry_embed(photometry)], dim=1))
+        if windows is not None:
+            out = out + self.window_head(torch.cat([features, self.window_scale(windows)], dim=1))
+        return out
+
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        photometry = self.photometry_embed(self.photometry(pixels))
-        return self.head(torch.cat([self.features(pixels), photometry], dim=1))
+        return self.embed(*self.read(pixels))
+
+
+def _two_layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
 
 
 _ARCHITECTURES = {"resnet18": ((2, 2, 2, 2), False), "resnet50": ((3, 4, 6, 3), True)}  # layers, bottleneck

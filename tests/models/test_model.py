@@ -12,7 +12,7 @@ from transformers import AutoModel
 
 from astroclip.losses import info_nce
 from astroclip.models import AstroCLIPConfig, AstroCLIPModel, SpectrumTower
-from astroclip.models.image_tower import AperturePhotometry
+from astroclip.models.image_tower import AperturePhotometry, WindowPhotometry
 from astroclip.models.spectrum_tower import TemplateMatch, broadband, normalise
 
 
@@ -176,6 +176,40 @@ def test_aperture_photometry_measures_magnitudes_and_colours():
     torch.testing.assert_close(faint[n:], torch.full((2 * n,), np.log(2.0)).float(), atol=2e-3, rtol=0)
     torch.testing.assert_close(bright[:n] - faint[:n], torch.full((n,), np.log(3.0) / 3).float(), atol=2e-3, rtol=0)
     torch.testing.assert_close(bright[n:], faint[n:], atol=2e-3, rtol=0)
+
+
+def test_window_photometry_measures_light_size_and_ellipticity():
+    photometry = WindowPhotometry((0.005, 0.012, 0.025), (2.0, 4.0))
+    axis = torch.arange(96) - 47.5
+    round_, long = (
+        torch.exp(-0.5 * (axis[:, None] / y) ** 2 - 0.5 * (axis[None] / x) ** 2) for y, x in ((3, 3), (2, 6))
+    )
+    seen = photometry(100 * torch.stack([round_, 3 * round_, long])[:, None] * torch.tensor([1.0, 2, 2]).view(3, 1, 1))
+    middle, blue, red, size, ellipticity = (part for part in seen.split([2, 2, 2, 3, 3], dim=1))
+    ln2 = torch.full((2,), np.log(2.0))
+    torch.testing.assert_close(blue[0], ln2.float(), atol=2e-3, rtol=0)
+    torch.testing.assert_close(red[0], torch.zeros(2), atol=2e-3, rtol=0)
+    torch.testing.assert_close(middle[1] - middle[0], torch.full((2,), np.log(3.0) / 3).float(), atol=2e-3, rtol=0)
+    # Under a window of 6 pixels a Gaussian of 3 has the variance 1 / (1/9 + 1/36) = 7.2 on each axis.
+    torch.testing.assert_close(size[0], torch.full((3,), 2 * 7.2 / 36), atol=2e-3, rtol=0)
+    torch.testing.assert_close(ellipticity[0], torch.zeros(3), atol=1e-3, rtol=0)
+    variances = 1 / (1 / 4 + 1 / 36), 1 / (1 / 36 + 1 / 36)
+    expected = 3 * (variances[1] - variances[0]) / 36
+    torch.testing.assert_close(ellipticity[2], torch.full((3,), expected), atol=2e-3, rtol=0)
+    blank = photometry(torch.zeros(1, 3, 96, 96))
+    assert blank.isfinite().all() and (blank[0, 6:] == 0).all()
+
+
+def test_an_untrained_image_head_is_silent_on_windows_and_learns_them(rng):
+    model = AstroCLIPModel(AstroCLIPConfig.preset("tiny")).eval()
+    tower = model.image_tower
+    pixels = torch.rand(4, 3, 96, 96)
+    with_windows = tower(pixels)
+    windows, tower.windows = tower.windows, None
+    torch.testing.assert_close(tower(pixels), with_windows)
+    tower.windows = windows
+    tower(pixels).square().sum().backward()
+    assert tower.window_head[-1].weight.grad.abs().max() > 0
 
 
 def test_info_nce_matches_the_definition_and_gathers():

@@ -27,7 +27,7 @@ CONFIGS = sorted((Path(__file__).resolve().parents[2] / "training" / "configs").
 
 
 def stage_of(config: Path) -> str:
-    return {"refine": "align"}.get(name := config.stem.rpartition("-")[2], name)
+    return {"refine": "align", "finish": "align"}.get(name := config.stem.rpartition("-")[2], name)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 from pathlib import Path
 
 import h5py
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from sky import make_image, make_spectrum
 
 from astroclip.embed import Embedder
-from astroclip.models import AstroCLIPModel
+from astroclip.models import PRESETS, AstroCLIPModel
 from astroclip.preprocess import image_to_grid, spectrum_to_grid
 from training.align import Alignment, train_align
 from training.augment import ImageAugmentation, SpectrumAugmentation, draw_shifts, move_in_redshift
@@ -181,6 +183,66 @@ def test_a_locked_spectrum_tower_moves_its_head_alone(survey, tmp_path):
         train_align(AlignSettings(**_common(survey, tmp_path / "c"), locked_views=1), progress=False)
 
 
+def test_with_both_towers_locked_the_heads_alone_move(survey, tmp_path):
+    first = train_align(AlignSettings(**_common(survey, tmp_path / "a")), progress=False)
+    common = _common(survey, tmp_path / "b") | {"model_init": str(first), "locked_backbone": True}
+    started = AstroCLIPModel.from_pretrained(first).state_dict()
+    ended = AstroCLIPModel.from_pretrained(
+        train_align(AlignSettings(**common, locked_views=3), progress=False)
+    ).state_dict()
+    moved = {key for key, value in ended.items() if not torch.equal(value, started[key])}
+    heads = ("image_tower.photometry_embed.", "image_tower.head.", "image_tower.window_", "spectrum_tower.head.")
+    assert {key for key in moved if not key.startswith(heads)} == {"logit_scale"}
+    assert {"image_tower.head.0.weight", "image_tower.window_head.0.weight", "spectrum_tower.head.query"} <= moved
+    with pytest.raises(ValueError, match="locked_views"):
+        AlignSettings(**common)
+
+
+def test_a_locked_backbone_reads_what_the_whole_tower_would(survey, tmp_path):
+    from training.locked import LockedAlignment
+    from training.run import load_split
+
+    first = train_align(AlignSettings(**_common(survey, tmp_path / "a")), progress=False)
+    plain = ImageAugmentation(rotate=0, jitter_pixels=0, max_blur_pixels=0, max_noise=0, extinction_sigma=0)
+    settings = AlignSettings(
+        **_common(survey, tmp_path / "b"),
+        model_init=str(first),
+        locked_views=1,
+        locked_backbone=True,
+        image_augmentation=plain,
+    )
+    module = LockedAlignment(settings, *load_split(settings)).eval()
+    module.on_fit_start()
+    rows = torch.tensor([5, 0, 11])
+    views = plain(module.survey.images, torch.Generator().manual_seed(settings.seed * 1_000_003))
+    expected = module.model.get_image_features(views[rows])
+    embedded = module._images(rows, torch.Generator())
+    assert F.cosine_similarity(embedded, expected).min() > 0.999  # features in half precision
+
+
+def test_a_model_written_without_the_added_layers_goes_on_with_silent_ones(survey, tmp_path, monkeypatch):
+    first = train_align(AlignSettings(**_common(survey, tmp_path / "a")), progress=False)
+    weights = load_file(first / "model.safetensors")
+    save_file(
+        {k: v for k, v in weights.items() if ".window_" not in k and ".bands." not in k}, first / "model.safetensors"
+    )
+    config = json.loads((first / "config.json").read_text())
+    del config["image"]["windows"], config["spectrum"]["n_bands"]
+    (first / "config.json").write_text(json.dumps(config))
+    settings = AlignSettings(**_common(survey, tmp_path / "b"), model_init=str(first))
+    from training.run import load_split
+
+    model = Alignment(settings, *load_split(settings)).model.eval()
+    old = AstroCLIPModel.from_pretrained(first).eval()
+    pixels = torch.rand(3, 3, 96, 96)
+    torch.testing.assert_close(model.get_image_features(pixels), old.get_image_features(pixels), atol=2e-3, rtol=0)
+    monkeypatch.setitem(PRESETS["tiny"]["spectrum"], "n_bands", 0)
+    config["spectrum"]["n_bands"] = 4
+    (first / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"does not fit the preset.*bands"):
+        Alignment(settings, *load_split(settings))
+
+
 def test_a_locked_tower_reads_what_the_whole_one_would(survey, tmp_path):
     from training.locked import LockedAlignment
     from training.run import load_split
@@ -266,6 +328,7 @@ def test_unknown_settings_are_refused(tmp_path):
 
 def test_shipped_configs_are_valid():
     folder = Path(__file__).resolve().parents[2] / "training" / "configs"
-    stages = {"spectrum": SpectrumSettings, "image": ImageSettings, "align": AlignSettings, "refine": AlignSettings}
+    stages = {"spectrum": SpectrumSettings, "image": ImageSettings}
+    stages |= dict.fromkeys(("align", "refine", "finish"), AlignSettings)
     for name, cls in stages.items():
         assert read_settings(cls, folder / f"demo-{name}.toml").preset == "demo"
