@@ -26,7 +26,7 @@ from astroclip.embed import Embedder
 from index import SurveyIndex, knn_regress
 from index.heads import DensityHead, fit_head
 from training.data import PROPERTIES, find_shards
-from training.evaluate.encoders import ModelEncoder
+from training.evaluate.encoders import model_sources
 from training.evaluate.metrics import outlier_fraction, r2, sigma_nmad, with_interval
 from training.evaluate.neighbours import nearest, unit
 from training.evaluate.report import provenance, write_json
@@ -86,14 +86,8 @@ def indexed(index: SurveyIndex) -> tuple[Vectors, Array]:
 
 
 def held_out(survey: Path, shards: int, embedder: Embedder) -> tuple[Vectors, Array]:
-    encoder = ModelEncoder(embedder.model, "cpu")
-    part = encode_part(
-        split_shards(find_shards(survey)).test[:shards],
-        {("model", "image"): encoder, ("model", "spectrum"): encoder},
-        embedder.image_grid,
-        embedder.spectrum_grid,
-        batch=64,
-    )
+    sources = model_sources("model", embedder, "cpu")
+    part = encode_part(split_shards(find_shards(survey)).test[:shards], sources, batch=64)
     return {m: unit(part.vectors["model", m]) for m in ("image", "spectrum")}, part.targets
 
 

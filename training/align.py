@@ -12,6 +12,8 @@ from torch import nn
 
 from astroclip.losses import info_nce
 from astroclip.models import AstroCLIPModel
+from astroclip.models.image_tower import ImageTower
+from astroclip.models.spectrum_tower import SpectrumTower
 from training.augment import draw_shifts, move_in_redshift
 from training.data import SurveyArrays
 from training.run import Stage, export_model, new_model, run_stage
@@ -123,13 +125,13 @@ def _go_on_from(model: AstroCLIPModel, directory: str) -> None:
         raise ValueError(f"{directory} does not fit the preset: missing {missing[:5]}, unexpected {unexpected[:5]}")
 
 
-def _initialise(tower: nn.Module, weights: str) -> None:
+def _initialise(tower: ImageTower | SpectrumTower, weights: str) -> None:
     """Backbone weights from a pretraining stage; the head starts anew, since its target is another space."""
     if not weights:
         return
-    state = {k: v for k, v in load_file(weights).items() if not k.startswith("head.")}
+    state = {k: v for k, v in load_file(weights).items() if not k.startswith(tower.HEAD)}
     missing, unexpected = tower.load_state_dict(state, strict=False)
-    missing = [key for key in missing if not key.startswith("head.")]
+    missing = [key for key in missing if not key.startswith(tower.HEAD)]
     if missing or unexpected:
         raise ValueError(f"{weights} does not fit the tower: missing {missing[:5]}, unexpected {unexpected[:5]}")
 

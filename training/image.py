@@ -51,8 +51,9 @@ class MomentumContrast(Stage):
     def __init__(self, settings: ImageSettings, survey: SurveyArrays, validation: SurveyArrays) -> None:
         super().__init__(settings, survey, validation)
         self.tower: ImageTower = new_model(settings).image_tower
-        self.tower.head.requires_grad_(False)  # trained in alignment, and the photometry with it
-        self.tower.photometry_embed.requires_grad_(False)
+        for name, weight in self.tower.named_parameters():
+            if name.startswith(ImageTower.HEAD):
+                weight.requires_grad_(False)  # trained in alignment
         width = PROJECTION
         self.query = _Encoder(self.tower, width)
         self.key = copy.deepcopy(self.query).requires_grad_(False)

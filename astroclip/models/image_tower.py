@@ -111,6 +111,9 @@ class ImageTower(nn.Module):
     enters through a second one whose output is added. `features` is the backbone's alone.
     """
 
+    # Where the weights of the head's own layers lie: pretraining leaves them alone, alignment begins them anew.
+    HEAD = ("head.", "photometry_embed.", "window_scale.", "window_head.")
+
     def __init__(self, config: ImageTowerConfig, projection_dim: int) -> None:
         super().__init__()
         self.mapping = AsinhMapping(config.softening)

@@ -244,6 +244,7 @@ class SpectrumTower(nn.Module):
     """
 
     N_GLOBAL = 3
+    HEAD = ("head.",)  # as in `ImageTower`
 
     def __init__(self, config: SpectrumTowerConfig, projection_dim: int) -> None:
         super().__init__()

@@ -128,7 +128,7 @@ def load_tower(model_dir: str | Path, weights: str | Path, modality: Modality, d
     tower = model.image_tower if modality == "image" else model.spectrum_tower
     found = {key: value.float() for key, value in load_file(weights).items()}
     missing, unexpected = tower.load_state_dict(found, strict=False)
-    missing = [key for key in missing if not key.startswith("head.")]
+    missing = [key for key in missing if not key.startswith(tower.HEAD)]
     if missing or unexpected:
         raise ValueError(
             f"{Path(weights).name} does not fit the {modality} tower: missing {missing[:2]}, unknown {unexpected[:2]}; "
