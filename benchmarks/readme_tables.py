@@ -158,6 +158,20 @@ def retrieval(report: Report) -> str:
     return _table(["from", "objects", "pool", "recall@1", "recall@5", "recall@10", "median rank"], rows)
 
 
+def retrieval_limits(report: Report) -> str:
+    """recall@10 by what an image is made to say (`benchmarks/retrieval_limits.py`)."""
+    classes = sorted(next(iter(report["known"].values()))["recall@10 by class"])
+    rows = [
+        [
+            said,
+            _value(entry["image->spectrum"]["recall@10"]),
+            *(_number(entry["recall@10 by class"][c]) for c in classes),
+        ]
+        for said, entry in report["known"].items()
+    ]
+    return _table(["what the image says", "recall@10", *classes], rows)
+
+
 def real_sky(report: Report) -> str:
     """Redshifts of real objects, partners of real pairs, strangers."""
     real = report["real"]
@@ -206,6 +220,7 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "marks": ("evaluation.json", marks),
     "evaluation": ("evaluation.json", zero_shot),
     "retrieval": ("evaluation.json", retrieval),
+    "retrieval-limits": ("retrieval_limits.json", retrieval_limits),
     "real-sky": ("evaluation.json", real_sky),
 }
 

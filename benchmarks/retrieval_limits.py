@@ -181,10 +181,10 @@ def search(model_dir: Path, say: Say, train: Galaxies, val: Galaxies) -> dict[st
         optimiser, lambda k: min(1, (k + 1) / WARMUP) * (0.01 + 0.495 * (1 + math.cos(math.pi * k / steps)))
     )
     for _ in range(EPOCHS):
-        images, order = scaled(train), torch.randperm(len(train))
+        said, order = scaled(train), torch.randperm(len(train))
         for rows in order[: per_epoch * BATCH].split(BATCH):
             with torch.autocast("cpu", torch.bfloat16):
-                image = F.normalize(net(images[rows]).float(), dim=-1)
+                image = F.normalize(net(said[rows]).float(), dim=-1)
                 spectrum = F.normalize(head(*train.read(rows)).float(), dim=-1)
                 loss = info_nce(image, spectrum, model.scale)
             optimiser.zero_grad()
@@ -194,10 +194,10 @@ def search(model_dir: Path, say: Say, train: Galaxies, val: Galaxies) -> dict[st
             schedule.step()
     with torch.no_grad():
         chunks = torch.arange(len(val)).split(500)
-        spectrum = torch.cat([F.normalize(head(*val.read(rows)), dim=-1) for rows in chunks]).numpy()
-        image = F.normalize(net(scaled(val)), dim=-1).numpy()
-    found = retrieval(image, spectrum, pool_size=POOL, seed=SEED)["image->spectrum"]
-    ranks = pool_ranks(image, spectrum, POOL, seed=SEED)
+        spectra = torch.cat([F.normalize(head(*val.read(rows)), dim=-1) for rows in chunks]).numpy()
+        images = F.normalize(net(scaled(val)), dim=-1).numpy()
+    found = retrieval(images, spectra, pool_size=POOL, seed=SEED)["image->spectrum"]
+    ranks = pool_ranks(images, spectra, POOL, seed=SEED)
     hit = np.where(np.isfinite(ranks), ranks <= 10, np.nan)
     by_class = {str(c): float(np.nanmean(hit[:, val.target_class == c])) for c in np.unique(val.target_class)}
     return {"inputs": example.shape[1], "image->spectrum": found, "recall@10 by class": by_class}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -191,3 +192,13 @@ def test_every_baseline_runs_on_a_survey(kind: str, small_survey: Path, tmp_path
         assert not net.training and net.settings == read["net"]
     with pytest.raises(ValueError, match="unknown"):
         run_baseline("forest", small_survey, tmp_path, options)
+
+
+def test_finished_baseline_is_not_run_again_unless_more_is_asked(small_survey: Path, tmp_path: Path, monkeypatch):
+    options = FitOptions(minutes=1, epochs=1, batch_size=16, device="cpu")
+    first = run_baseline("photometry", small_survey, tmp_path, options)
+    with monkeypatch.context() as no_reading:
+        no_reading.setattr("training.evaluate.baselines.load_survey", lambda *_, **__: pytest.fail("read again"))
+        assert run_baseline("photometry", small_survey, tmp_path, options)["test"] == first["test"]
+    longer = run_baseline("photometry", small_survey, tmp_path, replace(options, epochs=2))
+    assert longer["epochs"] == 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from astroclip.preprocess import SpectrumGrid
 from training.data import PROPERTIES, SurveyArrays, find_shards, load_survey
 from training.evaluate import metrics
 from training.evaluate.fit import FitOptions, Rows, choose_device, fit
-from training.evaluate.report import provenance, write_json
+from training.evaluate.report import plain, provenance, write_json
 from training.evaluate.supervised import (
     ImageRegression,
     RedshiftClasses,
@@ -34,7 +34,7 @@ from training.evaluate.supervised import (
     table_net,
 )
 from training.evaluate.survey import photometry, read_columns
-from training.split import split_shards
+from training.split import Split, split_shards
 
 __all__ = ["KINDS", "load_redshift_net", "run_baseline"]
 
@@ -52,7 +52,6 @@ class _Data:
     train: Rows
     val: Rows
     test: Rows
-    test_names: list[str]
 
 
 def run_baseline(
@@ -67,14 +66,19 @@ def run_baseline(
 ) -> dict[str, Any]:
     """Train baseline `kind` on the survey in `data`; `<out>/checkpoint.pt`, `weights.pt`, `result.json`.
 
-    Run again with the same `out` it goes on where it stopped. Returns the result, of which "test" maps each property
-    to {"value", "lo", "hi"} R2; for `redshift` the other redshift numbers too.
+    Run again with the same `out` it goes on where it stopped; a finished run gives its result at once. In the result
+    "test" maps each property to {"value", "lo", "hi"} R2; for `redshift` the other redshift numbers too.
     """
     if kind not in KINDS:
         raise ValueError(f"baseline {kind!r} is unknown; wanted one of {', '.join(KINDS)}")
     started = time.perf_counter()
     grid = spectrum_grid or SpectrumGrid()
-    loaded = _load(data, grid)
+    split = split_shards(find_shards(data))
+    names = split.names()
+    request = {"kind": kind, "options": asdict(options)} | {f"{part}_shards": names[part] for part in names}
+    if (done := _finished(out, request)) is not None:
+        return done
+    loaded = _load(split, grid)
     torch.manual_seed(options.seed)
     device = choose_device(options.device)
     run = {"resnet": _resnet, "photometry": _photometry, "redshift": _redshift}[kind]
@@ -86,8 +90,7 @@ def run_baseline(
     truth = loaded.survey.targets()[loaded.test]
     result = {
         **provenance(seed=options.seed, started=started),
-        "kind": kind,
-        "test_shards": loaded.test_names,
+        **request,
         "objects": {"train": len(loaded.train), "val": len(loaded.val), "test": len(loaded.test)},
         "epochs": len(history),
         "training_seconds": history[-1]["seconds"] if history else 0.0,
@@ -99,7 +102,7 @@ def run_baseline(
     if kind == "redshift":
         result["net"] = net.settings
     write_json(out / "result.json", result)
-    return result
+    return dict(plain(result))
 
 
 def load_redshift_net(out: Path, device: str = "auto") -> RedshiftNet:
@@ -111,14 +114,20 @@ def load_redshift_net(out: Path, device: str = "auto") -> RedshiftNet:
     return net.to(place).eval()
 
 
-def _load(data: Path, grid: SpectrumGrid) -> _Data:
-    split = split_shards(find_shards(data))
+def _finished(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+    """The result in `out` where it answers the very same request; a survey takes minutes and gigabytes to read."""
+    path = out / "result.json"
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return result if all(result.get(name) == value for name, value in request.items()) else None
+
+
+def _load(split: Split, grid: SpectrumGrid) -> _Data:
     shards = [*split.train, *split.val, *split.test]
     survey = load_survey(shards, spectrum_grid=grid)
     known = np.asarray(np.isfinite(survey.targets()).all(axis=1))
     counts = [_count(part) for part in (split.train, split.val, split.test)]
     train, val, test = (rows[known[rows]] for rows in np.split(np.arange(len(survey)), np.cumsum(counts)[:-1]))
-    return _Data(survey, shards, train, val, test, split.names()["test"])
+    return _Data(survey, shards, train, val, test)
 
 
 def _count(shards: Sequence[Path]) -> int:

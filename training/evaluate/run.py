@@ -299,9 +299,10 @@ def _describe(data: Path, split: Split, encoded: Encoded) -> dict[str, Any]:
 
 
 def _baseline(folder: Path) -> Mapping[str, Any]:
-    """A baseline's result without its training curve, which stays beside its weights."""
+    """A baseline's result without its training curve and shard names, which stay beside its weights."""
     result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    return {key: value for key, value in result.items() if key not in ("history", "format")}
+    apart = ("history", "format", "train_shards", "val_shards")
+    return {key: value for key, value in result.items() if key not in apart}
 
 
 def _time_to_quality(plan: Plan) -> dict[str, Any]:
