@@ -3,7 +3,8 @@
     python benchmarks/readme_tables.py            rewrite the tables
     python benchmarks/readme_tables.py --check    exit 1 where they are not in step with benchmarks/results/
 
-A table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; NAME is one of `TABLES`. Standard library only.
+A table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; NAME is one of `TABLES` or
+`OF_SEVERAL`. Standard library only.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def update(text: str, results: Path = RESULTS) -> str:
 
 def render(name: str, results: Path = RESULTS) -> str:
     """The Markdown of one table, or a line saying that its result is not there yet."""
-    if name == "leaderboard":
-        return leaderboard(results)
+    if name in OF_SEVERAL:
+        return OF_SEVERAL[name](results)
     file, table = TABLES[name]
     path = results / file
     if not path.is_file():
@@ -215,7 +216,40 @@ def _strangers(real: Report) -> list[str]:
     return [_table(head, rows)] if rows else []
 
 
-# `leaderboard` is made of all results and stands apart.
+def steps(results: Path) -> str:
+    """The shipped model's training, part by part: what each changed, on held-out simulated galaxies and real ones."""
+    rows = []
+    for name, file in STEPS.items():
+        path = results / file
+        if not path.is_file():
+            return NOT_YET
+        report = json.loads(path.read_text(encoding="utf-8"))
+        mark = {entry["name"]: entry["value"] for entry in report["marks"]}
+        pairs, strangers = report["real"]["pairs"], report["real"]["out_of_class"]
+        rows.append([
+            name,
+            _number(mark["redshift R2, image"]),
+            _number(mark["stellar mass R2, image"]),
+            _number(mark["recall@10 in pools of 1,000, image to spectrum"]),
+            _number(mark["recall@10 in pools of 2,000, image to spectrum"]),
+            _number(mark["real DESI, z < 0.6: outliers (0.05)"]),
+            _number(mark["real DESI, 0.6 < z < 1.5: outliers (0.05)"]),
+            _number(strangers["QSO"]["detected_at_5pct_real"]),
+            _number(strangers["STAR"]["detected_at_5pct_real"]),
+            f"{pairs['image->spectrum']['median_rank']:.0f} of {pairs['image->spectrum']['pool_size']:,}",
+        ])  # fmt: skip
+    head = ["after", "z R2, image", "mass R2, image", "recall@10 in 1,000", "in 2,000", "DESI outliers, z < 0.6",
+            "0.6 < z < 1.5", "QSO found", "stars found", "rank of real partners"]  # fmt: skip
+    return _table(head, rows)
+
+
+STEPS = {
+    "alignment (`demo-align`)": "steps/aligned.json",
+    "image tower and heads, narrow views; heads alone (`demo-refine`, `demo-finish`)": "steps/finished.json",
+    "mean of the weights before and after the heads alone: shipped": "evaluation.json",
+}
+# Made of several results each.
+OF_SEVERAL: dict[str, Callable[[Path], str]] = {"leaderboard": leaderboard, "steps": steps}
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "marks": ("evaluation.json", marks),
     "evaluation": ("evaluation.json", zero_shot),

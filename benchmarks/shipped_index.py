@@ -2,7 +2,7 @@
 
     python benchmarks/shipped_index.py [--shared ../shared] [--out benchmarks/results/shipped_index.json]
 
-What a user of `make demo` gets: the demo model, the 10,500 spectra of the demo index, the service's distance-weighted
+What a user of `make demo` gets: the demo model, the spectra of the demo index, the service's distance-weighted
 mean (and a weighted median beside it). `astroclip evaluate` has the larger table and the held-out simulated objects.
 """
 

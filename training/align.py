@@ -125,6 +125,16 @@ def _go_on_from(model: AstroCLIPModel, directory: str) -> None:
         raise ValueError(f"{directory} does not fit the preset: missing {missing[:5]}, unexpected {unexpected[:5]}")
 
 
+def _averaged(model: AstroCLIPModel, settings: AlignSettings) -> None:
+    """Move the trained weights back by the share `keep_start` of the way from where they began."""
+    begin = new_model(settings)
+    _go_on_from(begin, settings.model_init)
+    start = begin.state_dict()
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(start[name].to(value), settings.keep_start)
+
+
 def _initialise(tower: ImageTower | SpectrumTower, weights: str) -> None:
     """Backbone weights from a pretraining stage; the head starts anew, since its target is another space."""
     if not weights:
@@ -142,4 +152,6 @@ def train_align(settings: AlignSettings, progress: bool = True) -> Path:
 
     module = staged(LockedAlignment if settings.locked_views else Alignment, settings)
     out = run_stage(module, progress=progress)
+    if settings.keep_start:
+        _averaged(module.model, settings)
     return export_model(module.model, out, half=True)

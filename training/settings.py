@@ -112,6 +112,9 @@ class AlignSettings(StageSettings):
     locked_views: with so many, the spectrum tower is locked but for its head, and reads each spectrum so many times
         before training (`training.locked`); 0 = both towers are trained.
     locked_backbone: lock the image tower's backbone too, and train the heads alone.
+    keep_start: share of the weights training began with (`model_init`) in those it writes. The average of a model
+        and its fine-tuning keeps most of what was won on the training sky, and loses less on another (WiSE-FT,
+        Wortsman+2022, arXiv:2109.01903).
     spectrum_augmentation: of the view that meets the image. The survey's spectra carry calibration errors already,
         and what they say of brightness and colour is what finds the partner: hence little more of both.
     pair_augmentation: of the second view: another spectrograph on a worse night.
@@ -127,6 +130,7 @@ class AlignSettings(StageSettings):
     model_init: str = ""
     locked_views: int = 0
     locked_backbone: bool = False
+    keep_start: float = 0.0
     # Pointing to a pixel: the photometry within a fibre's aperture is worth nothing about another centre.
     image_augmentation: ImageAugmentation = field(
         default_factory=lambda: ImageAugmentation(
@@ -148,6 +152,8 @@ class AlignSettings(StageSettings):
     def __post_init__(self) -> None:
         if self.locked_backbone and not self.locked_views:
             raise ValueError("found locked_backbone without locked_views; wanted how many views the locked towers read")
+        if not 0.0 <= self.keep_start < 1.0 or (self.keep_start and not self.model_init):
+            raise ValueError(f"found keep_start {self.keep_start}; wanted 0 to below 1, and a model_init to keep of")
 
 
 Settings = TypeVar("Settings", bound=StageSettings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -101,8 +102,22 @@ def test_every_table_renders_with_its_numbers(tables: ModuleType, tmp_path: Path
             assert len({line.count("|") for line in lines}) <= 1  # every row has every column
 
 
+def test_steps_are_rows_in_the_order_of_training(tables: ModuleType, tmp_path: Path):
+    (tmp_path / "steps").mkdir()
+    names = [name for name, _ in re.findall(r'mark\["([^"]+)"\](\))', SCRIPT.read_text(encoding="utf-8"))]
+    for i, file in enumerate(tables.STEPS.values()):
+        entry = report()
+        entry["marks"] = [{"name": name, "value": 0.1 * (i + 1)} for name in names]
+        entry["real"]["pairs"]["image->spectrum"]["median_rank"] = 7.0
+        entry["real"]["out_of_class"]["STAR"] = {"detected_at_5pct_real": 0.25}
+        (tmp_path / file).write_text(json.dumps(entry))
+    lines = tables.render("steps", tmp_path).splitlines()[2:]
+    assert [line.split(" | ")[1] for line in lines] == ["0.100", "0.200", "0.300"]
+    assert all(line.endswith("| 0.500 | 0.250 | 7 of 4,005 |") for line in lines)
+
+
 def test_missing_results_are_said_and_unknown_tables_refused(tables: ModuleType, tmp_path: Path):
-    for name in tables.TABLES:
+    for name in (*tables.TABLES, *tables.OF_SEVERAL):
         assert tables.render(name, tmp_path) == "_Not measured yet._"
     with pytest.raises(KeyError):
         tables.update("<!-- table:nothing -->\n<!-- /table:nothing -->", tmp_path)

@@ -198,6 +198,24 @@ def test_with_both_towers_locked_the_heads_alone_move(survey, tmp_path):
         AlignSettings(**common)
 
 
+def test_what_began_is_averaged_into_what_is_written(survey, tmp_path):
+    first = train_align(AlignSettings(**_common(survey, tmp_path / "a")), progress=False)
+    common = _common(survey, tmp_path / "b") | {"model_init": str(first)}
+    ended = AstroCLIPModel.from_pretrained(
+        train_align(AlignSettings(**common, keep_start=0.75), progress=False)
+    ).state_dict()
+    trained = torch.load(tmp_path / "b" / "last.ckpt", weights_only=False)["state_dict"]
+    for name, start in AstroCLIPModel.from_pretrained(first).state_dict().items():
+        if name in ("image_tower.head.0.weight", "image_tower.backbone.conv1.weight", "spectrum_tower.head.query"):
+            expected = 0.75 * start + 0.25 * trained[f"model.{name}"]
+            assert not torch.equal(start, ended[name])
+            torch.testing.assert_close(ended[name], expected, atol=1e-4, rtol=1e-3)  # written in half precision
+    with pytest.raises(ValueError, match="model_init"):
+        AlignSettings(**_common(survey, tmp_path / "c"), keep_start=0.5)
+    with pytest.raises(ValueError, match="below 1"):
+        AlignSettings(**common, keep_start=1.0)
+
+
 def test_a_locked_backbone_reads_what_the_whole_tower_would(survey, tmp_path):
     from training.locked import LockedAlignment
     from training.run import load_split
