@@ -38,7 +38,7 @@ class HnswBackend(FaissBackend):
         return {"m": M, "ef_construction": EF_CONSTRUCTION}
 
     def ladder(self, least: int) -> tuple[int, ...]:
-        return tuple(ef for ef in EF_LADDER if ef >= least) or (least,)
+        return tuple(ef for ef in EF_LADDER if least <= ef < 2 * len(self)) or (least,)
 
     def candidates(self, breadth: int) -> int:
         return min(breadth, len(self))
