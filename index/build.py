@@ -1,7 +1,7 @@
 """Building an index: embedding parts in, a published version out; appending is building onto an earlier version.
 
 Memory: the catalogue (some 100 bytes an object) and one part at a time; vectors are streamed to disk. At a million
-objects the graph takes minutes (`HNSW_FROM`), the heads a minute or two, everything else seconds.
+objects the graph takes minutes (`ANN_FROM`), the heads a minute or two, everything else seconds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from astroclip.errors import InputError, ProvenanceError
 from astroclip.types import MODALITIES
-from index.backends.hnsw import EF_CONSTRUCTION, HnswBackend, M
+from index.backends import ANN
 from index.calibrate import KTH, kth_scores, sample_scores
 from index.catalog import CATALOG, STANDARD_PROPERTIES
 from index.head_build import WhenHeads, fit_heads
@@ -30,13 +30,14 @@ from index.manifest import MANIFEST, Manifest
 from index.parts import PartsInfo, read_info, read_parts
 from index.previews import write_previews
 from index.publish import KEEP, publish, publish_plain, staging
-from index.recall import measure_recall
+from index.recall import measure
 from index.store import SurveyIndex
 from index.vectors import VectorTable, VectorWriter, load_npy
 
-__all__ = ["HNSW_FROM", "BuildOptions", "append_index", "build_index"]
+__all__ = ["ANN_FROM", "BACKENDS", "BuildOptions", "append_index", "build_index"]
 
-HNSW_FROM = 100_000  # vectors from which a graph is worth its disk: below, exact search takes under 10 ms
+ANN_FROM = 100_000  # vectors from which an approximate backend is worth its disk: below, exact search takes under 10 ms
+BACKENDS = ("auto", *ANN, "none")
 _KNOWN_UNITS = {
     **STANDARD_PROPERTIES,
     "dust_av": "mag",
@@ -53,11 +54,14 @@ Progress = Callable[[str], None]
 class BuildOptions:
     """How an index is written.
 
-    hnsw: "auto" = for tables of `HNSW_FROM` vectors or more. vector_dtype: "float16" or "float32".
+    backend: one of `BACKENDS`. "auto" = a graph (hnsw) for tables of `ANN_FROM` vectors or more, and what the earlier
+    version had when appending; a named one is built over every table large enough for it. hnsw: the older way to ask,
+    "always" = hnsw, "never" = none; holds where `backend` is "auto". vector_dtype: "float16" or "float32".
     properties: {column: unit} to be estimated besides those whose units are known. heads: see `head_build.fit_heads`.
     seed: of all sampling and fitting.
     """
 
+    backend: Literal["auto", "hnsw", "ivf-sq8", "ivf-pq", "none"] = "auto"
     hnsw: Literal["auto", "always", "never"] = "auto"
     vector_dtype: Literal["float16", "float32"] = "float16"
     properties: Mapping[str, str] | None = None
@@ -249,16 +253,20 @@ class _Writer:
     ) -> dict[str, dict[str, Any]]:
         out: dict[str, dict[str, Any]] = {}
         for target, table in tables.items():
-            least = {"auto": HNSW_FROM, "always": 1, "never": len(table) + 1}[self.options.hnsw]
             earlier = None if base is None else base.graph(target)
-            if len(table) < least and earlier is None:
+            name: str = self.options.backend
+            if name == "auto":
+                name = {"auto": "auto", "always": "hnsw", "never": "none"}[self.options.hnsw]
+            if name == "auto":
+                name = earlier.name if earlier else "hnsw" if len(table) >= ANN_FROM else "none"
+            if name == "none" or len(table) < ANN[name].least:
                 continue
-            self._say(f"{target} graph")
-            graph = HnswBackend.build(table, onto=earlier)
-            graph.write(folder / f"{target}.faiss")
+            self._say(f"{target} {name}")
+            onto = earlier if earlier is not None and earlier.name == name and earlier.can.append else None
+            built = ANN[name].build(table, onto=onto)
+            built.write(folder / f"{target}.faiss")
             self._say(f"{target} recall")
-            recall = measure_recall(graph, table, tables, self._rng)
-            out[target] = {"hnsw": {"m": M, "ef_construction": EF_CONSTRUCTION, "recall": recall}}
+            out[target] = {name: {**built.settings, **measure(built, table, tables, self._rng)}}
         return out
 
     def _calibration(self, folder: Path, tables: Mapping[str, VectorTable]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ Heads = Annotated[
         "--heads/--no-heads", help="Fit heads (method head of estimates); default: properties with 1,000 labels."
     ),
 ]
+_HNSW = {"auto": "auto", "always": "hnsw", "never": "none"}
 IndexDir = Annotated[Path, typer.Argument(help="Index directory, or a root with CURRENT.")]
 
 
@@ -41,7 +42,12 @@ def build(
     survey: Annotated[str, typer.Option(help="Name of the survey, shown in answers.")] = "survey",
     index_id: Annotated[str | None, typer.Option("--id", help="Short name in URLs; default from --survey.")] = None,
     previews: Previews = None,
-    hnsw: Annotated[str, typer.Option(help="Graph search: auto (from 100,000 vectors), always, never.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help="Approximate search: auto (hnsw from 100,000 vectors), hnsw, ivf-sq8, ivf-pq, none.")
+    ] = "auto",
+    hnsw: Annotated[
+        str | None, typer.Option(help="The same by its older name: auto, always (hnsw), never (none).")
+    ] = None,
     float32: Annotated[bool, typer.Option("--float32", help="Store float32 vectors instead of float16.")] = False,
     prop: Annotated[
         list[str] | None, typer.Option("--property", help="COLUMN=UNIT to estimate besides the standard ones.")
@@ -53,12 +59,16 @@ def build(
     quiet: Quiet = False,
 ) -> None:
     """Build an index from embedding parts and publish it."""
-    from index.build import BuildOptions, build_index
+    from index.build import BACKENDS, BuildOptions, build_index
 
-    if hnsw not in ("auto", "always", "never"):
-        raise typer.BadParameter("wanted auto, always or never", param_hint="--hnsw")
+    if hnsw is not None:
+        if hnsw not in _HNSW:
+            raise typer.BadParameter("wanted auto, always or never", param_hint="--hnsw")
+        backend = _HNSW[hnsw]
+    if backend not in BACKENDS:
+        raise typer.BadParameter(f"wanted one of {', '.join(BACKENDS)}", param_hint="--backend")
     options = BuildOptions(
-        hnsw=hnsw,  # type: ignore[arg-type]
+        backend=backend,  # type: ignore[arg-type]
         vector_dtype="float32" if float32 else "float16",
         properties=_properties(prop or []),
         heads=_when(heads),
@@ -155,7 +165,7 @@ def _show(folder: Path) -> None:
     table.add_row("not embedded", f"{counts['skipped']:,}")
     table.add_row("vectors", f"{manifest.dim}-d {manifest.vector_dtype}")
     for modality in ("image", "spectrum"):
-        table.add_row(f"search of {modality}", _search_line(manifest.backends.get(modality)))
+        table.add_row(f"search of {modality}", _search_line(manifest.backends.get(modality), counts[modality]))
     table.add_row("properties", ", ".join(f"{n} ({u})" if u else n for n, u in manifest.properties.items()) or "none")
     for modality, head in manifest.heads.items():
         table.add_row(f"head for {modality}", f"{head['objects']:,} objects: {', '.join(head['properties'])}")
@@ -168,19 +178,21 @@ def _show(folder: Path) -> None:
     Console().print(table)
 
 
-def _search_line(backend: dict[str, Any] | None) -> str:
-    """How a table is searched: exact, or the least breadth of the graph and its recall@10 for each query modality."""
-    if backend is None:
+def _search_line(backends: dict[str, Any] | None, size: int) -> str:
+    """How a table is searched: exact, or the least breadth and its recall@10 for each query modality."""
+    if not backends:
         return "exact"
-    from index.planner import plan
+    from index.backends.faiss_file import FaissBackend
+    from index.planner import Measured, plan
 
-    recall = backend["hnsw"]["recall"]
+    name, record = next(iter(backends.items()))
+    measured = Measured.from_record(record, size)
     parts = []
-    for query in sorted({entry["query"] for entry in recall}):
-        chosen = plan(recall, k=10, survivors=0, filtered=False, query_modality=query)
-        found = f"ef {chosen.ef}, recall@10 {chosen.expected_recall:.4f}" if chosen.mode == "hnsw" else "exact"
+    for query in sorted({entry["query"] for entry in measured.recall}):
+        chosen = plan(name, FaissBackend.can, measured, k=10, size=size, query_modality=query)
+        found = f"breadth {chosen.breadth}, recall@10 {chosen.expected_recall:.4f}" if chosen.breadth else "exact"
         parts.append(f"from {query}: {found}")
-    return f"hnsw M={backend['hnsw']['m']}; " + "; ".join(parts)
+    return f"{name}; {'; '.join(parts)}; filters exact up to {measured.exact_below:,} survivors"
 
 
 def _print_files(index_id: str, rows: list[dict[str, Any]]) -> None:

@@ -9,7 +9,9 @@
     {"moc": "5/8-10 6/44"} or {"moc": {"5": [8, 9]}}  HEALPix nested cells by order (IVOA MOC 2.0, ASCII or JSON)
 
 A row whose value is null or whose position is unknown matches no condition (and so does match its "not"). Angles are
-degrees, ICRS. Parsing never evaluates text; size and depth are limited.
+degrees, ICRS. Parsing never evaluates text; size and depth are limited. An "and" that contradicts itself, whatever the
+catalogue holds (two ranges of a column that do not meet, a condition and its "not"), is refused; one that merely
+nothing passes is not.
 """
 
 from __future__ import annotations
@@ -196,12 +198,45 @@ class _Parser:
             if not _is_list(body) or not body:
                 raise _bad(f'"{key}" of {_short(body)}', "a list of filters, at least one", key)
             parts = tuple(self.parse(part, depth + 1) for part in body)
-            return And(parts) if key == "and" else Or(parts)
+            if key == "or":
+                return Or(parts)
+            _check_consistent(_flattened(parts))
+            return And(parts)
         if key == "not":
             return Not(self.parse(body, depth + 1))
         if key not in _REGIONS:
             raise _bad(f"the filter {_short(key)}", f"one of and, or, not, column, {', '.join(_REGIONS)}")
         return _REGIONS[key](body)
+
+
+def _flattened(parts: Sequence[Predicate]) -> list[Predicate]:
+    """The conditions of an "and" and of those directly inside of it."""
+    return [leaf for part in parts for leaf in (_flattened(part.parts) if isinstance(part, And) else [part])]
+
+
+def _check_consistent(parts: Sequence[Predicate]) -> None:
+    """Refuse conditions that exclude one another by what they say."""
+    denied = [part.part for part in parts if isinstance(part, Not)]
+    for part in parts:
+        if part in denied:
+            raise _bad('a condition and its own "not" in one "and"', "one of them", "and")
+    ranges: dict[str, tuple[float, float]] = {}
+    for part in parts:
+        if isinstance(part, Range):
+            lo, hi = ranges.get(part.column, (-math.inf, math.inf))
+            ranges[part.column] = lo, hi = max(lo, part.lo), min(hi, part.hi)
+            if lo > hi:
+                raise _bad(
+                    f"ranges of {_short(part.column)} that do not meet", "ranges that do; join others by or", "and"
+                )
+    lists: dict[str, set[Any]] = {}
+    for part in parts:
+        if isinstance(part, In):
+            lo, hi = ranges.get(part.column, (-math.inf, math.inf))
+            inside = {v for v in part.values if isinstance(v, str) or lo <= v <= hi}
+            lists[part.column] = lists.get(part.column, inside) & inside
+            if not lists[part.column]:
+                raise _bad(f"conditions on {_short(part.column)} that no value meets", "a value that meets all", "and")
 
 
 def _column(node: Mapping[str, Any]) -> Predicate:

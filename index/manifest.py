@@ -41,8 +41,8 @@ class Manifest:
     index_id:     stable short name, used in URLs and answers; `version` counts up with every build or append.
     model:        {"id", "sha256"} of the model that made the embeddings; queries must come from the same.
     counts:       {"objects", "image", "spectrum", "skipped"}; skipped = inputs that could not be embedded.
-    backends:     {modality: {"hnsw": {"m", "ef_construction", "recall": [...]}}} for each graph on disk; a modality
-                  that is absent is searched exactly.
+    backends:     {modality: {name: {settings, "recall": [...], "cost": [...], "exact_below"}}} for each approximate
+                  backend on disk, see `index.recall`; a modality that is absent is searched exactly.
     properties:   {name: unit} of the columns `regress.estimate` may estimate, the default ones first.
     calibration:  names of the table files and how they were drawn, see `index.calibrate`.
     previews:     shape of the previews, or None; see `index.previews`.

@@ -7,7 +7,7 @@ version is published goes on reading its own files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,21 +18,24 @@ import numpy.typing as npt
 
 from astroclip.errors import IndexFileError, InputError, LimitError
 from astroclip.types import MODALITIES, Modality
-from index.backends.exact import ExactBackend
-from index.backends.hnsw import HnswBackend
+from index.backends import ANN, ExactBackend, FaissBackend
+from index.backends.base import Backend
 from index.calibrate import KTH, ScoreTable
 from index.catalog import CATALOG, STANDARD_PROPERTIES, Catalog
+from index.examples import Examples
 from index.head_build import BOTH
 from index.head_files import read_head
 from index.heads import DensityHead
 from index.manifest import MANIFEST, Manifest, check_files
-from index.planner import Mode, Plan, plan
+from index.planner import Measured
 from index.previews import Previews
+from index.table_search import Ask, Found, Order, TableSearch
 from index.vectors import VectorTable, load_npy
 
-__all__ = ["MAX_K", "MAX_QUERIES", "Hits", "SearchReport", "SurveyIndex", "Target", "resolve"]
+__all__ = ["EXACT", "MAX_K", "MAX_QUERIES", "Hits", "SearchReport", "SurveyIndex", "Target", "resolve"]
 
 Target = Literal["image", "spectrum", "either"]
+EXACT = ("numpy", "torch")  # what exact search may be made by
 Rows = npt.NDArray[np.int64]
 
 MAX_K = 10_000  # hits of one query: what a client can use, and what keeps an answer below some MB
@@ -61,22 +64,12 @@ class Hits:
 
 @dataclass(frozen=True)
 class SearchReport:
-    """How the search was made. candidates: vectors compared with the query (exact) or the search breadth (hnsw)."""
+    """How the search was made. mode: exact, hnsw, ivf-sq8 or ivf-pq. candidates: vectors compared with the query."""
 
-    mode: Mode
+    mode: str
     candidates: int
     expected_recall: float
     index_id: str
-
-
-@dataclass(frozen=True)
-class _Found:
-    """Slots (Q, k) of one table, best first, -1 where there are no more; scores likewise, and how they were found."""
-
-    modality: Modality
-    rows: Rows
-    scores: npt.NDArray[np.float32]
-    report: SearchReport
 
 
 def resolve(path: str | Path) -> Path:
@@ -96,7 +89,9 @@ def resolve(path: str | Path) -> Path:
 class SurveyIndex:
     """See `open`."""
 
-    def __init__(self, folder: Path, manifest: Manifest, manifest_sha256: str) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, manifest_sha256: str, exact: str = "numpy", device: str = "auto"
+    ) -> None:
         self.folder, self.manifest, self.manifest_sha256 = folder, manifest, manifest_sha256
         self.catalog = Catalog.read(folder, manifest.properties)
         if len(self.catalog) != manifest.counts["objects"]:
@@ -106,10 +101,7 @@ class SurveyIndex:
                 field=CATALOG,
             )
         self.tables = {modality: self._table(modality) for modality in MODALITIES}
-        self._exact = {modality: ExactBackend(table) for modality, table in self.tables.items()}
-        self._hnsw: dict[str, HnswBackend] = {
-            modality: self._graph(modality) for modality in MODALITIES if modality in manifest.backends
-        }
+        self._searches = {modality: self._search_of(modality, exact, device) for modality in MODALITIES}
         self._percentiles = {
             (entry["query"], entry["target"]): ScoreTable.from_array(
                 load_npy(folder / entry["file"], entry["file"], shape=(3, None), dtype="float64", mmap=False)
@@ -123,10 +115,11 @@ class SurveyIndex:
         self.previews = Previews.read(folder, manifest.previews, len(self)) if manifest.previews else None
 
     @classmethod
-    def open(cls, path: str | Path, verify: bool = True) -> SurveyIndex:
+    def open(cls, path: str | Path, verify: bool = True, *, exact: str = "numpy", device: str = "auto") -> SurveyIndex:
         """Open an index directory or root; every file is checked against the manifest before it is used.
 
         verify: False compares sizes only (FAISS files, which could crash the process, are hashed all the same).
+        exact: what makes exact searches, one of `EXACT`; device: torch's, see `TorchBackend`.
         Raises IndexFileError naming the file that is missing, damaged or not ours.
         """
         folder = resolve(path)
@@ -135,7 +128,7 @@ class SurveyIndex:
         if not verify:
             check_files(folder, manifest, [name for name in manifest.files if name.endswith(".faiss")])
         try:
-            return cls(folder, manifest, sha256)
+            return cls(folder, manifest, sha256, exact, device)
         except (KeyError, TypeError) as error:
             raise IndexFileError(
                 f"index file {MANIFEST} lacks an entry ({error!r}); wanted a manifest as written; rebuild the index",
@@ -190,9 +183,9 @@ class SurveyIndex:
             for m in MODALITIES
         }
 
-    def graph(self, modality: str) -> HnswBackend | None:
-        """The HNSW graph of a table, None where there is none."""
-        return self._hnsw.get(modality)
+    def graph(self, modality: str) -> FaissBackend | None:
+        """The approximate backend of a table, None where there is none."""
+        return self._searches[modality].ann if modality in MODALITIES else None
 
     def vector(self, row: int, modality: Modality) -> npt.NDArray[np.float32] | None:
         """(D,) float32 embedding of an object, None where it lacks this modality."""
@@ -210,92 +203,77 @@ class SurveyIndex:
         query_modality: Modality | None = None,
         mask: npt.NDArray[np.bool_] | None = None,
         exclude_rows: Sequence[int] | Rows = (),
-        mode: Mode | None = None,
+        order: Order = "most_similar",
+        score_threshold: float | None = None,
+        mode: str | None = None,
     ) -> tuple[list[Hits], SearchReport]:
         """The k nearest objects of each query, fewer where fewer pass.
 
         queries: (Q, D) or (D,), scaled to unit norm here. target "either": each object once, at the modality in which
         it ranks better - by percentile where `query_modality` is known, else by cosine (which favours the query's own
         modality). mask: (N,) bool over catalogue rows, True = allowed. exclude_rows: never returned, to any query.
-        mode: overrides the planner. Raises InputError, LimitError.
+        order: "least_similar" starts from the other end. score_threshold: cosine below which nothing is returned
+        (least_similar: above which). mode: overrides the planner. Raises InputError, LimitError.
         """
         queries = self._check_queries(queries)
+        ask = self._ask(target, k, query_modality, mask, exclude_rows, order, score_threshold, mode)
+        found = {m: self._searches[m].search(queries, ask) for m in _modalities(target)}
+        hits = [self._hits(found, q, ask) for q in range(len(queries))]
+        return hits, _combined(list(found.values()), self.index_id)
+
+    def search_examples(
+        self,
+        examples: Examples,
+        *,
+        target: Target,
+        k: int,
+        mask: npt.NDArray[np.bool_] | None = None,
+        exclude_rows: Sequence[int] | Rows = (),
+        order: Order = "most_similar",
+        score_threshold: float | None = None,
+    ) -> tuple[Hits, SearchReport]:
+        """The k objects with the best score of `index.examples`, exactly; arguments as for `search`.
+
+        Scores are best scores, which the threshold bounds as well, and percentiles are None.
+        """
+        for vectors in (examples.positive, examples.negative):
+            if len(vectors):
+                self._check_queries(vectors)
+        ask = self._ask(target, k, None, mask, exclude_rows, order, score_threshold, None)
+        found = {m: self._searches[m].search_examples(examples, ask) for m in _modalities(target)}
+        return self._hits(found, 0, ask), _combined(list(found.values()), self.index_id)
+
+    def _ask(
+        self,
+        target: str,
+        k: int,
+        query_modality: Modality | None,
+        mask: npt.NDArray[np.bool_] | None,
+        exclude_rows: Sequence[int] | Rows,
+        order: Order,
+        score_threshold: float | None,
+        mode: str | None,
+    ) -> Ask:
+        """The request checked; many excluded rows become part of the mask."""
         self._check_request(target, k, query_modality, mask)
-        modalities = MODALITIES if target == "either" else (target,)
         excluded = np.unique(np.asarray(exclude_rows, np.int64))
         if len(excluded) > _EXCLUDE_BY_RANK:
             mask = np.ones(len(self), bool) if mask is None else mask.copy()
             mask[excluded] = False
             excluded = excluded[:0]
-        found = [self._search_table(m, queries, k, query_modality, mask, excluded, mode) for m in modalities]
-        hits = [self._hits(found, q, k, query_modality) for q in range(len(queries))]
-        return hits, _combined([part.report for part in found])
+        return Ask(k, query_modality, mask, excluded, order, score_threshold, mode)
 
-    def _search_table(
-        self,
-        modality: Modality,
-        queries: npt.NDArray[np.float32],
-        k: int,
-        query_modality: Modality | None,
-        mask: npt.NDArray[np.bool_] | None,
-        excluded: Rows,
-        force: Mode | None,
-    ) -> _Found:
-        table = self.tables[modality]
-        allowed = None if mask is None else mask[table.rows]
-        survivors = len(table) if allowed is None else int(np.count_nonzero(allowed))
-        wide = min(k + len(excluded), len(table))  # the excluded may stand in front
-        chosen = plan(
-            self.manifest.backends.get(modality, {}).get("hnsw", {}).get("recall"),
-            k=wide,
-            survivors=survivors,
-            filtered=mask is not None,
-            query_modality=query_modality,
-            force=force,
-        )
-        slots = self._propose(modality, queries, wide, allowed, chosen)
-        if (
-            chosen.mode == "hnsw"
-            and force is None
-            and np.any(np.count_nonzero(slots >= 0, axis=1) < min(wide, survivors))
-        ):
-            chosen = Plan("exact")  # the graph ran dry behind a filter
-            slots = self._propose(modality, queries, wide, allowed, chosen)
-        rows = np.where(slots >= 0, table.rows[slots], -1)
-        good = (rows >= 0) & ~np.isin(rows, excluded)
-        if mask is not None:
-            good &= mask[rows]
-        scores = table.scores(queries, np.where(good, slots, -1))
-        order = np.lexsort((rows, -scores), axis=1)[:, :k]
-        rows = np.take_along_axis(np.where(good, rows, -1), order, axis=1)
-        scores = np.minimum(np.take_along_axis(scores, order, axis=1), 1.0)  # rounding goes 1e-7 beyond
-        candidates = survivors if chosen.mode == "exact" else chosen.ef
-        return _Found(
-            modality, rows, scores, SearchReport(chosen.mode, candidates, chosen.expected_recall, self.index_id)
-        )
-
-    def _propose(
-        self,
-        modality: Modality,
-        queries: npt.NDArray[np.float32],
-        k: int,
-        allowed: npt.NDArray[np.bool_] | None,
-        chosen: Plan,
-    ) -> Rows:
-        if chosen.mode == "hnsw":
-            return self._hnsw[modality].search(queries, k, allowed, ef=chosen.ef)
-        return self._exact[modality].search(queries, k, allowed)
-
-    def _hits(self, found: Sequence[_Found], q: int, k: int, query_modality: Modality | None) -> Hits:
+    def _hits(self, found: Mapping[Modality, Found], q: int, ask: Ask) -> Hits:
         """Merge the tables' answers to query q: best entry an object, then the best k."""
-        counts = [int(np.count_nonzero(part.rows[q] >= 0)) for part in found]
-        rows = np.concatenate([part.rows[q, :n] for part, n in zip(found, counts, strict=True)])
-        scores = np.concatenate([part.scores[q, :n] for part, n in zip(found, counts, strict=True)])
-        names = np.repeat([part.modality for part in found], counts)
-        tails = self._tails(found, counts, scores, query_modality)
-        order = np.lexsort((rows, -scores, -scores if tails is None else tails))
+        counts = [int(np.count_nonzero(part.rows[q] >= 0)) for part in found.values()]
+        rows = np.concatenate([part.rows[q, :n] for part, n in zip(found.values(), counts, strict=True)])
+        scores = np.concatenate([part.scores[q, :n] for part, n in zip(found.values(), counts, strict=True)])
+        names = np.repeat(list(found), counts)
+        tails = self._tails(list(found), counts, scores, ask.query_modality)
+        sign = -1.0 if ask.order == "most_similar" else 1.0
+        order = np.lexsort((rows, sign * scores, sign * scores if tails is None else -sign * tails))
         _, first = np.unique(rows[order], return_index=True)
-        order = order[np.sort(first)][:k]
+        order = order[np.sort(first)][: ask.k]
         rows = rows[order]
         ids = self.catalog.take(rows, ["object_id"]).column(0).to_pylist()
         percentiles = None if tails is None else np.asarray(100.0 * (1.0 - tails[order]), np.float32)
@@ -303,13 +281,13 @@ class SurveyIndex:
 
     def _tails(
         self,
-        found: Sequence[_Found],
+        targets: Sequence[Modality],
         counts: Sequence[int],
         scores: npt.NDArray[np.float32],
-        query_modality: Modality | None,
+        query_modality: str | None,
     ) -> npt.NDArray[np.float64] | None:
         """Upper-tail probability of each score among its pair's; None unless every pair has a table."""
-        tables = [self._percentiles.get((query_modality, part.modality)) for part in found]
+        tables = [self._percentiles.get((query_modality, target)) for target in targets]
         if any(table is None and n for table, n in zip(tables, counts, strict=True)) or query_modality is None:
             return None
         pieces = np.split(scores, np.cumsum(counts)[:-1])
@@ -369,16 +347,40 @@ class SurveyIndex:
             )
         return VectorTable(vectors, rows)
 
-    def _graph(self, modality: Modality) -> HnswBackend:
-        name = f"{modality}.faiss"
-        return HnswBackend.read(self.folder / name, name, count=len(self.tables[modality]), dim=self.dim)
+    def _search_of(self, modality: Modality, exact: str, device: str) -> TableSearch:
+        """The table with its backends; a file of a backend has been verified by now."""
+        table, ann, measured = self.tables[modality], None, None
+        for name, record in self.manifest.backends.get(modality, {}).items():
+            if name not in ANN:
+                raise IndexFileError(
+                    f"index file {MANIFEST} names the backend {name[:40]!r}; wanted one of {', '.join(ANN)}; rebuild "
+                    "the index",
+                    field=MANIFEST,
+                )
+            file = f"{modality}.faiss"
+            ann = ANN[name].read(self.folder / file, file, count=len(table), dim=self.dim)
+            measured = Measured.from_record(record, len(table))
+        return TableSearch(table, _exact(table, exact, device), ann, measured)
 
 
-def _combined(reports: Sequence[SearchReport]) -> SearchReport:
+def _exact(table: VectorTable, name: str, device: str) -> Backend:
+    if name not in EXACT:
+        raise InputError(f"exact search by {name!r}; wanted one of {', '.join(EXACT)}", code="bad_kind", field="exact")
+    if name == "torch":
+        from index.backends.torch_exact import TorchBackend
+
+        return TorchBackend(table, device)
+    return ExactBackend(table)
+
+
+def _modalities(target: Target) -> tuple[Modality, ...]:
+    return MODALITIES if target == "either" else (target,)
+
+
+def _combined(found: Sequence[Found], index_id: str) -> SearchReport:
     """One report for a search of several tables: the less sure one's mode and recall, all candidates."""
-    worst = min(reports, key=lambda report: report.expected_recall)
-    approximate: Mode = next((r.mode for r in reports if r.mode != "exact"), "exact")
-    return SearchReport(approximate, sum(r.candidates for r in reports), worst.expected_recall, worst.index_id)
+    mode = next((part.mode for part in found if part.mode != "exact"), "exact")
+    return SearchReport(mode, sum(p.candidates for p in found), min(p.expected_recall for p in found), index_id)
 
 
 def _modality(name: str) -> Modality:

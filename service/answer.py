@@ -10,7 +10,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -44,6 +44,7 @@ __all__ = ["estimate_answer", "object_models", "quality_model", "search_answer",
 FEW_NEIGHBOURS = 3.0  # n_eff below which one neighbour can decide an estimate
 _OWN_COLUMNS = ("object_id", "ra", "dec", "has_image", "has_spectrum", "preview_image", "preview_spectrum", "source")
 _PREVIEW_POINTS = 512
+_EMPTY_FILTER = Flag("empty_filter", "No object of the index passes the filter.")
 
 
 def search_answer(
@@ -64,7 +65,7 @@ def estimate_answer(
     _limit_names(engine, request.properties, "properties")
     target: Target = request.target or "either"
     if request.target is None:
-        target = resolve(engine, request.query, uploads, "either").modality or "either"
+        target = resolve(engine, request.query, uploads, "either", request.fuse).modality or "either"
     resolved, hits, report = _find(engine, request, uploads, target)
     with _unknown_is_unusable("properties"):
         models, flags = (_by_head if request.method == "head" else _by_neighbours)(engine, request, resolved, hits)
@@ -146,16 +147,24 @@ def _find(
             limit=settings.max_k,
         )
     _limit_names(engine, request.columns, "columns")
-    resolved = resolve(engine, request.query, uploads, target)
-    found, report = index.search(
-        resolved.vector[None],
-        target=target,
-        k=k,
-        query_modality=resolved.modality,
-        mask=_mask(index, request.filter),
-        exclude_rows=_excluded(index, resolved, request.exclude_arcsec),
-    )
-    return resolved, found[0], report
+    resolved = resolve(engine, request.query, uploads, target, request.fuse)
+    mask = _mask(index, request.filter)
+    if mask is not None and not mask.any():
+        resolved = replace(resolved, flags=(*resolved.flags, _EMPTY_FILTER))
+    how: dict[str, Any] = {
+        "target": target,
+        "k": k,
+        "mask": mask,
+        "exclude_rows": _excluded(index, resolved, request.exclude_arcsec),
+        "order": request.order,
+        "score_threshold": request.score_threshold,
+    }
+    if resolved.examples is not None:
+        hits, report = index.search_examples(resolved.examples, **how)
+    else:
+        found, report = index.search(resolved.vector[None], query_modality=resolved.modality, **how)
+        hits = found[0]
+    return resolved, hits, report
 
 
 def _mask(index: SurveyIndex, expression: dict[str, Any] | None) -> npt.NDArray[np.bool_] | None:

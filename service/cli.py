@@ -38,6 +38,11 @@ class Method(StrEnum):
     head = "head"
 
 
+class Order(StrEnum):
+    most_similar = "most_similar"
+    least_similar = "least_similar"
+
+
 class Format(StrEnum):
     table = "table"
     json = "json"
@@ -66,6 +71,16 @@ FilterOption = Annotated[
 ]
 ExcludeOption = Annotated[
     float | None, typer.Option("--exclude-arcsec", help="Leave out hits this near to the query's position.")
+]
+QueryOption = Annotated[
+    str | None,
+    typer.Option("--query", help='Any query of the interface as JSON, e.g. {"combine": {"positive": [..]}}.'),
+]
+ThresholdOption = Annotated[float | None, typer.Option("--score-threshold", help="Leave out hits with smaller scores.")]
+OrderOption = Annotated[Order | None, typer.Option("--order", help="From which end of the ranking.")]
+FuseOption = Annotated[
+    str | None,
+    typer.Option("--fuse", help='Weights where image and spectrum are one object, e.g. {"image": 2, "spectrum": 1}.'),
 ]
 ColumnsOption = Annotated[str | None, typer.Option("--columns", help="Catalogue columns to show, comma between.")]
 PropertiesOption = Annotated[
@@ -180,6 +195,10 @@ def search(
     filter: FilterOption = None,
     exclude_arcsec: ExcludeOption = None,
     columns: ColumnsOption = None,
+    query: QueryOption = None,
+    score_threshold: ThresholdOption = None,
+    order: OrderOption = None,
+    fuse: FuseOption = None,
     index: IndexOption = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
@@ -188,6 +207,8 @@ def search(
 ) -> None:
     """Find the objects most similar to an image, a spectrum, an object of the index or what lies at a position."""
     asked = _asked(image, spectrum, object_id, radec, radius_arcsec, target, k, filter, exclude_arcsec, columns)
+    asked |= {"query": _json(query, "query"), "fuse": _json(fuse, "fuse"), "score_threshold": score_threshold}
+    asked |= {"order": order.value if order else None}
     _ask("search", asked, url, _settings(index, model, device=device), format)
 
 
@@ -202,6 +223,9 @@ def estimate(
     filter: FilterOption = None,
     exclude_arcsec: ExcludeOption = None,
     columns: ColumnsOption = None,
+    query: QueryOption = None,
+    score_threshold: ThresholdOption = None,
+    fuse: FuseOption = None,
     properties: PropertiesOption = None,
     coverage: CoverageOption = None,
     method: MethodOption = None,
@@ -215,6 +239,7 @@ def estimate(
     """Estimate redshift and other properties, with intervals, from the nearest neighbours or by a head."""
     asked = _asked(image, spectrum, object_id, radec, radius_arcsec, target, k, filter, exclude_arcsec, columns)
     asked |= {"properties": _names(properties), "coverage": coverage, "density": density}
+    asked |= {"query": _json(query, "query"), "fuse": _json(fuse, "fuse"), "score_threshold": score_threshold}
     asked |= {"method": method.value if method else None}
     _ask("estimate", asked, url, _settings(index, model, device=device), format)
 
@@ -232,10 +257,6 @@ def _asked(
     columns: str | None,
 ) -> dict[str, Any]:
     """The client's arguments. Raises InputError."""
-    try:
-        expression = json.loads(filter) if filter else None
-    except ValueError as error:
-        raise InputError(f"--filter is not JSON ({error}).", code="bad_json", field="filter") from None
     return {
         "image": image,
         "spectrum": spectrum,
@@ -244,10 +265,18 @@ def _asked(
         "radius_arcsec": radius_arcsec,
         "target": target.value if target else None,
         "k": k,
-        "filter": expression,
+        "filter": _json(filter, "filter"),
         "exclude_arcsec": exclude_arcsec,
         "columns": _names(columns),
     }
+
+
+def _json(text: str | None, option: str) -> Any:
+    """An option's JSON. Raises InputError."""
+    try:
+        return json.loads(text) if text else None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--{option} is not JSON ({error}).", code="bad_json", field=option) from None
 
 
 def _names(text: str | None) -> list[str] | None:

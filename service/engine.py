@@ -83,7 +83,7 @@ class Engine:
         from astroclip.embed import Embedder
         from index import SurveyIndex
 
-        index = SurveyIndex.open(settings.index_dir)
+        index = SurveyIndex.open(settings.index_dir, exact=settings.exact_search, device=settings.device)
         embedder = Embedder.from_pretrained(
             settings.model_dir, device=settings.device, dtype=settings.dtype, batch_size=settings.encode_batch
         )

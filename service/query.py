@@ -1,7 +1,8 @@
 """From a query to a vector: Q of the contract resolved against the index and the uploads of the request.
 
 A query ends as one unit vector. Averages are of unit vectors, renormalised: image and spectrum of one object are
-fused as their mean; `combine` follows the average strategy, mean(+) + (mean(+) - mean(-)), with weights.
+fused as their weighted mean; `combine` follows the average strategy, mean(+) + (mean(+) - mean(-)), with weights, or
+the best-score strategy of `index.examples`, which keeps the vectors apart.
 """
 
 from __future__ import annotations
@@ -16,10 +17,21 @@ import numpy.typing as npt
 from astroclip.errors import InputError, NotFoundError, ProvenanceError
 from astroclip.types import MODALITIES, Flag, Modality
 from index import SurveyIndex
+from index.examples import Examples
 from index.sky import check_position, parse_position, separation_deg
 from service.engine import Embedded, Engine
 from service.errors import MalformedRequest
-from service.schemas import Combine, CombineQuery, ObjectQuery, Position, PositionQuery, Query, UploadQuery, VectorQuery
+from service.schemas import (
+    Combine,
+    CombineQuery,
+    FuseWeights,
+    ObjectQuery,
+    Position,
+    PositionQuery,
+    Query,
+    UploadQuery,
+    VectorQuery,
+)
 from service.settings import Settings
 
 __all__ = ["Resolved", "named_uploads", "object_row", "position_of", "resolve"]
@@ -34,7 +46,8 @@ class Resolved:
 
     vector: (D,) float32 unit norm. vectors: the unit vectors it was made of, per modality, where it stands for one
     object (what trust is asked about). own_rows: rows of the objects it names, left out of the hits. places: (ra, dec)
-    in degrees of what is known to be where. object_id: of the object, where it is one.
+    in degrees of what is known to be where. object_id: of the object, where it is one. examples: what is searched by
+    instead of `vector`, with the best-score strategy.
     """
 
     vector: Vector
@@ -44,6 +57,7 @@ class Resolved:
     object_id: str | None = None
     flags: tuple[Flag, ...] = ()
     modalities: tuple[Modality, ...] = field(default=())
+    examples: Examples | None = None
 
     @property
     def modality(self) -> Modality | None:
@@ -95,21 +109,30 @@ def _walk(query: Query, depth: int, limit: int) -> Iterator[Query]:
             yield from _walk(term, depth + 1, limit)
 
 
-def resolve(engine: Engine, query: Query | None, uploads: Mapping[Modality, Embedded], target: Target) -> Resolved:
-    """The query as a vector. Raises NotFoundError (no such object), InputError, ProvenanceError."""
+def resolve(
+    engine: Engine,
+    query: Query | None,
+    uploads: Mapping[Modality, Embedded],
+    target: Target,
+    fuse: FuseWeights | None = None,
+) -> Resolved:
+    """The query as a vector; fuse: weights of image and spectrum where both are asked with as one object.
+
+    Raises NotFoundError (no such object), InputError, ProvenanceError.
+    """
     if query is None:
-        return _fuse([_upload(engine, uploads[modality]) for modality in MODALITIES if modality in uploads])
+        return _fuse([_upload(engine, uploads[modality]) for modality in MODALITIES if modality in uploads], fuse)
     if isinstance(query, UploadQuery):
         return _upload(engine, uploads[query.upload])
     if isinstance(query, ObjectQuery):
-        return _object(engine.index, object_row(engine.index, query.object_id), query.modality, target)
+        return _object(engine.index, object_row(engine.index, query.object_id), query.modality, target, fuse)
     if isinstance(query, PositionQuery):
         row, flag = _nearest(engine.index, query.position)
-        found = _object(engine.index, row, query.modality, target)
+        found = _object(engine.index, row, query.modality, target, fuse)
         return replace(found, flags=(*found.flags, flag))
     if isinstance(query, VectorQuery):
         return _vector(engine, query)
-    return _combine(engine, query.combine, uploads, target)
+    return _combine(engine, query.combine, uploads, target, fuse)
 
 
 def object_row(index: SurveyIndex, object_id: str) -> int:
@@ -148,8 +171,12 @@ def _upload(engine: Engine, embedded: Embedded) -> Resolved:
     return Resolved(embedded.vector, {modality: embedded.vector}, own, places, item.object_id, flags, (modality,))
 
 
-def _object(index: SurveyIndex, row: int, asked: Modality | None, target: Target) -> Resolved:
+def _object(
+    index: SurveyIndex, row: int, asked: Modality | Literal["both"] | None, target: Target, fuse: FuseWeights | None
+) -> Resolved:
     """An object asks with the modality named, else the target's, else its spectrum (it says more), else its image."""
+    if asked == "both":
+        return _fuse([_object(index, row, modality, target, None) for modality in MODALITIES], fuse)
     first: tuple[Modality, ...] = (target,) if target != "either" else ()
     wishes: tuple[Modality, ...] = (asked,) if asked else (*first, "spectrum", "image")
     record = index.catalog.take([row], ["object_id", "ra", "dec"]).to_pylist()[0]
@@ -204,30 +231,49 @@ def _vector(engine: Engine, query: VectorQuery) -> Resolved:
     return Resolved(unit, {query.modality: unit}, modalities=(query.modality,))
 
 
-def _fuse(parts: Sequence[Resolved]) -> Resolved:
-    """Image and spectrum of one object: the mean of their unit vectors."""
+def _fuse(parts: Sequence[Resolved], weights: FuseWeights | None) -> Resolved:
+    """Image and spectrum of one object: the weighted mean of their unit vectors."""
     if len(parts) == 1:
         return parts[0]
+    share = weights or FuseWeights()
+    by = [getattr(share, part.modalities[0]) for part in parts]
     return Resolved(
-        _unit(np.mean([part.vector for part in parts], axis=0, dtype=np.float64), "query"),
+        _unit(_mean(np.stack([part.vector for part in parts]), np.asarray(by, np.float64)), "query"),
         {modality: vector for part in parts for modality, vector in part.vectors.items()},
-        tuple(row for part in parts for row in part.own_rows),
-        tuple(place for part in parts for place in part.places),
+        tuple(dict.fromkeys(row for part in parts for row in part.own_rows)),
+        tuple(dict.fromkeys(place for part in parts for place in part.places)),
         next((part.object_id for part in parts if part.object_id), None),
         tuple(flag for part in parts for flag in part.flags),
         tuple(modality for part in parts for modality in part.modalities),
     )
 
 
-def _combine(engine: Engine, combine: Combine, uploads: Mapping[Modality, Embedded], target: Target) -> Resolved:
-    terms = [resolve(engine, query, uploads, target) for query in (*combine.positive, *combine.negative)]
+def _combine(
+    engine: Engine,
+    combine: Combine,
+    uploads: Mapping[Modality, Embedded],
+    target: Target,
+    fuse: FuseWeights | None,
+) -> Resolved:
+    terms = [resolve(engine, query, uploads, target, fuse) for query in (*combine.positive, *combine.negative)]
+    if any(term.examples for term in terms):
+        raise InputError(
+            "A combine with the strategy best_score stands inside another one; it has no vector to average. Put its "
+            "queries into the outer one.",
+            code="no_direction",
+            field="query.combine",
+        )
     given = np.asarray(combine.weights or [], np.float64)
     weights = np.concatenate([given, np.ones(len(terms) - len(given))])
     split = len(combine.positive)
-    vectors = np.stack([term.vector for term in terms]).astype(np.float64)
-    total = np.average(vectors[:split], axis=0, weights=weights[:split])
-    if len(terms) > split:
-        total = 2.0 * total - np.average(vectors[split:], axis=0, weights=weights[split:])
+    vectors = np.stack([term.vector for term in terms])
+    total, examples = _mean(vectors[:split], weights[:split]), None
+    if combine.strategy == "best_score":
+        examples = Examples(vectors[:split], vectors[split:], weights[:split], weights[split:])
+    elif weights[split:].any():
+        total = 2.0 * total - _mean(vectors[split:], weights[split:])
+    if examples is not None and np.linalg.norm(total) < 1e-6:  # positives that cancel are no fault there
+        total = vectors[0].astype(np.float64)
     vector = _unit(total, "query.combine")
     entered = {modality for term in terms for modality in term.modalities}
     modalities = tuple(m for m in MODALITIES if m in entered)
@@ -239,7 +285,13 @@ def _combine(engine: Engine, combine: Combine, uploads: Mapping[Modality, Embedd
         None,
         tuple(flag for term in terms for flag in term.flags),
         modalities,
+        examples,
     )
+
+
+def _mean(vectors: Vector, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Weighted mean (D,) of unit vectors; scaled weights, since a client's may be as large as a double holds."""
+    return np.asarray(np.average(vectors.astype(np.float64), axis=0, weights=weights / weights.max()))
 
 
 def _unit(vector: npt.NDArray[np.floating], field: str = "query") -> Vector:

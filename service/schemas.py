@@ -32,6 +32,7 @@ __all__ = [
     "ErrorAnswer",
     "EstimateAnswer",
     "EstimateRequest",
+    "FuseWeights",
     "IndexInfo",
     "ModelInfo",
     "ObjectAnswer",
@@ -57,10 +58,11 @@ class Strict(BaseModel):
 
 
 class ObjectQuery(Strict):
-    """An object of the index. `modality` picks which of its vectors asks; by default the one like the target."""
+    """An object of the index. `modality` picks which of its vectors asks, or both fused; by default the one like the
+    target."""
 
     object_id: str = Field(min_length=1, max_length=256)
-    modality: Modality | None = None
+    modality: Modality | Literal["both"] | None = None
 
 
 class Position(Strict):
@@ -73,7 +75,7 @@ class Position(Strict):
 
 class PositionQuery(Strict):
     position: Position
-    modality: Modality | None = None
+    modality: Modality | Literal["both"] | None = None
 
 
 class VectorQuery(Strict):
@@ -91,14 +93,16 @@ class UploadQuery(Strict):
 
 
 class Combine(Strict):
-    """Weighted averages of unit vectors: the mean of the positives, plus its difference from the negatives' mean.
+    """Several queries as one. `weights` runs over the positives, then the negatives; 1 where not given.
 
-    `weights` runs over the positives, then the negatives; 1 where not given.
+    average: the weighted mean of the positives' unit vectors, plus its difference from the negatives' mean. best_score:
+    objects near any one of the positives and nearer to none of the negatives, see `index.examples`.
     """
 
     positive: list[Query] = Field(min_length=1)
     negative: list[Query] = Field(default_factory=list)
-    weights: list[Annotated[FiniteFloat, Field(gt=0)]] | None = None
+    weights: list[Annotated[FiniteFloat, Field(ge=0)]] | None = None
+    strategy: Literal["average", "best_score"] = "average"
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> Combine:
@@ -108,6 +112,21 @@ class Combine(Strict):
                 f"{len(self.weights)} weights for {len(self.positive)} positive and {len(self.negative)} negative "
                 "queries; give one for each positive, or one for each of both lists in that order"
             )
+        if self.weights is not None and not any(self.weights[: len(self.positive)]):
+            raise ValueError("all weights of the positive queries are zero; give one that is not")
+        return self
+
+
+class FuseWeights(Strict):
+    """Weights of image and spectrum where both enter as one object."""
+
+    image: FiniteFloat = Field(default=1.0, ge=0)
+    spectrum: FiniteFloat = Field(default=1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _not_both_zero(self) -> FuseWeights:
+        if not (self.image or self.spectrum):
+            raise ValueError("the weights of image and spectrum are both zero; give one that is not")
         return self
 
 
@@ -158,6 +177,19 @@ class SearchRequest(Strict):
     exclude_arcsec: float | None = Field(
         default=None, ge=0, le=36000, description="Leave out hits this near to the query."
     )
+    score_threshold: float | None = Field(
+        default=None,
+        ge=-1,
+        le=1,
+        description="Leave out hits with a smaller score (least_similar: a larger one); fewer than k then say that "
+        "there are no more.",
+    )
+    order: Literal["most_similar", "least_similar"] = Field(
+        default="most_similar", description="From which end of the ranking the k hits are taken."
+    )
+    fuse: FuseWeights | None = Field(
+        default=None, description="Weights of image and spectrum where both enter as one object; default: equal."
+    )
     columns: list[Annotated[str, Field(max_length=128)]] | None = Field(
         default=None, description="Catalogue columns to return with each hit; default: the index's properties."
     )
@@ -185,6 +217,9 @@ class EstimateRequest(SearchRequest):
         }
     )
 
+    order: Literal["most_similar"] = Field(
+        default="most_similar", description="Estimates rest on the most similar objects."
+    )
     properties: list[Annotated[str, Field(max_length=128)]] | None = Field(
         default=None, description="Properties to estimate; default: every one the index knows."
     )

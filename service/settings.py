@@ -8,6 +8,7 @@ Limits of the file formats themselves (HDUs, pixels, decompression ratio ...) ar
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -33,6 +34,11 @@ class Settings(BaseSettings):
     dtype: str = Field(default="auto", description="Arithmetic of the model: auto takes what the device does best.")
     encode_batch: int = Field(default=64, ge=1, le=4096, description="Items per forward pass; 64 fits every device.")
 
+    exact_search: Literal["numpy", "torch"] = Field(
+        default="numpy",
+        description="What makes exact searches: torch does it on the device, in half precision on a GPU, and takes "
+        "memory there (256 MB a million vectors of 128); numpy needs none.",
+    )
     max_body_bytes: int = Field(
         default=32 * 2**20,
         ge=1024,

@@ -104,12 +104,17 @@ class Client:
         filter: Mapping[str, Any] | None = None,
         exclude_arcsec: float | None = None,
         columns: Sequence[str] | None = None,
+        score_threshold: float | None = None,
+        order: str | None = None,
+        fuse: Mapping[str, float] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Table:
         """The most similar objects, best first; ``meta`` holds trust, search, model, index, request_id.
 
         Ask with one of: object_id; position (SkyCoord, (ra, dec) in degrees or sexagesimal); vector and modality;
-        image and / or spectrum (both are fused); query (the service's own form, e.g. {"combine": ...}).
+        image and / or spectrum (both are fused, with the weights `fuse`, e.g. {"image": 2}); query (the service's own
+        form, e.g. {"combine": {"positive": [..], "negative": [..], "strategy": "best_score"}}). score_threshold: hits
+        with a smaller score are left out; order "least_similar" starts from the other end.
         """
         return self.send(
             calls.search(
@@ -127,6 +132,9 @@ class Client:
                 filter=filter,
                 exclude_arcsec=exclude_arcsec,
                 columns=columns,
+                score_threshold=score_threshold,
+                order=order,
+                fuse=fuse,
             )
         )
 
@@ -146,6 +154,8 @@ class Client:
         filter: Mapping[str, Any] | None = None,
         exclude_arcsec: float | None = None,
         columns: Sequence[str] | None = None,
+        score_threshold: float | None = None,
+        fuse: Mapping[str, float] | None = None,
         properties: Sequence[str] | None = None,
         coverage: float | None = None,
         method: str | None = None,
@@ -174,6 +184,8 @@ class Client:
                 filter=filter,
                 exclude_arcsec=exclude_arcsec,
                 columns=columns,
+                score_threshold=score_threshold,
+                fuse=fuse,
                 properties=properties,
                 coverage=coverage,
                 method=method,

@@ -143,6 +143,33 @@ def test_malformed_filters_are_refused(expression):
     assert caught.value.code in ("bad_filter", "bad_position") and "wanted" in caught.value.message
 
 
+Z_LOW, Z_HIGH = {"column": "z", "range": [0.0, 0.2]}, {"column": "z", "range": [0.3, None]}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [Z_LOW, Z_HIGH],
+        [Z_LOW, {"and": [{"column": "plate", "in": [1]}, Z_HIGH]}],
+        [Z_LOW, {"not": Z_LOW}],
+        [{"column": "target_class", "in": ["BGS"]}, {"column": "target_class", "in": ["LRG", "ELG"]}],
+        [{"column": "plate", "range": [3, None]}, {"column": "plate", "in": [1, 2]}],
+    ],
+)
+def test_contradictions_are_refused(parts):
+    with pytest.raises(InputError) as caught:
+        parse_filter({"and": parts})
+    assert caught.value.code == "bad_filter" and caught.value.field == "filter.and"
+    parse_filter({"or": parts})
+    parse_filter({"not": {"or": parts}})
+
+
+def test_what_only_the_catalogue_contradicts_matches_nothing():
+    assert not mask({"and": [{"column": "z", "range": [7, 8]}, {"column": "plate", "in": [1]}]}).any()
+    assert mask({"and": [Z_LOW, {"column": "z", "range": [0.2, 1]}]}).sum() == 0  # they meet at 0.2
+    assert mask({"and": [{"column": "plate", "in": [1, 2]}, {"column": "plate", "range": [2, 9]}]}).any()
+
+
 def test_a_polygon_must_be_smaller_than_a_hemisphere():
     with pytest.raises(InputError, match="hemisphere"):
         mask({"polygon": [[0, 0], [120, 0], [240, 0]]})

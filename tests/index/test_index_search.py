@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -186,11 +188,12 @@ def test_bad_requests_are_refused(index, change, code):
 
 def test_planner_falls_back_when_the_graph_runs_dry(toy, index, monkeypatch):
     """A filter may leave out just the region the graph explores: the answer is then made exactly."""
-    monkeypatch.setattr("index.planner.EXACT_SURVIVORS", 0)
+    search = index._searches["image"]
+    monkeypatch.setattr(search, "measured", replace(search.measured, exact_below=0))
     vector = toy.truth["image"][toy.indexed[9]]
-    mask = parse_filter({"column": "redshift", "range": [1.0, None]}).mask(index.catalog)
+    mask = parse_filter({"column": "redshift", "range": [0.6, None]}).mask(index.catalog)
     monkeypatch.setattr(
-        "index.backends.hnsw.HnswBackend.search", lambda self, q, k, mask=None, ef=None: np.full((len(q), k), -1)
+        "index.backends.hnsw.HnswBackend.search", lambda self, q, k, mask=None, **how: np.full((len(q), k), -1)
     )
     hits, report = index.search(vector, target="image", k=10, mask=mask, query_modality="image")
     rows, _ = brute(toy, vector, "image", 10, mask)
@@ -198,13 +201,55 @@ def test_planner_falls_back_when_the_graph_runs_dry(toy, index, monkeypatch):
 
 
 def test_a_backend_that_ignores_the_filter_cannot_leak(toy, index, monkeypatch):
-    unfiltered = index._hnsw["image"].search
+    unfiltered = index.graph("image").search
     monkeypatch.setattr(
-        "index.backends.hnsw.HnswBackend.search", lambda self, q, k, mask=None, ef=None: unfiltered(q, k, None, ef=ef)
+        "index.backends.hnsw.HnswBackend.search",
+        lambda self, q, k, mask=None, **how: unfiltered(q, k, None, breadth=64),
     )
     mask = np.arange(len(index)) % 2 == 0
     hits, _ = index.search(toy.truth["image"][:5], target="image", k=10, mask=mask, mode="hnsw")
     assert all(mask[h.rows].all() for h in hits)
+
+
+def test_least_similar_is_the_other_end(toy, index):
+    q = queries(toy, "image")
+    hits, report = index.search(q, target="spectrum", k=9, query_modality="image", order="least_similar")
+    assert report.mode == "exact" and report.expected_recall == 1.0
+    for vector, h in zip(q, hits, strict=True):
+        rows, scores = brute(toy, vector, "spectrum", len(index))
+        np.testing.assert_allclose(h.scores, scores[::-1][:9], atol=3e-5)
+        assert np.all(np.diff(h.scores) >= 0) and np.all(np.diff(h.percentiles) >= 0)
+    both, _ = index.search(q[0], target="either", k=30, query_modality="image", order="least_similar")
+    assert len(set(both[0].object_ids)) == 30 and np.all(np.diff(both[0].percentiles) >= 0)
+
+
+def test_a_threshold_ends_the_answer(toy, index):
+    vector = toy.truth["image"][toy.indexed[9]]
+    _, scores = brute(toy, vector, "image", len(index))
+    bound = float((scores[19] + scores[20]) / 2)
+    hits, report = index.search(vector, target="image", k=50, query_modality="image", score_threshold=bound)
+    assert len(hits[0]) == 20 and hits[0].scores.min() >= bound
+    assert report.mode == "exact"  # fewer than k say that there are no more: only an exact search may
+    low, _ = index.search(vector, target="image", k=len(index), score_threshold=bound, order="least_similar")
+    assert len(low[0]) == len(scores) - 20 and low[0].scores.max() <= bound
+
+
+def test_best_score_finds_neighbours_of_either_example(toy, index):
+    """Two positives far apart: their mean lies between them, where neither has neighbours."""
+    from index.examples import Examples
+
+    vectors = np.stack(
+        [toy.truth["image"][toy.indexed[i]] for i in np.argsort(toy.truth["redshift"][toy.indexed])[[9, -9]]]
+    )
+    none = np.empty((0, 16), np.float32)
+    examples = Examples(vectors, none, np.ones(2), np.empty(0))
+    hits, report = index.search_examples(examples, target="either", k=20)
+    assert report.mode == "exact" and hits.percentiles is None and len(set(hits.object_ids)) == 20
+    z = toy.truth["redshift"][toy.indexed][hits.rows]
+    assert (z < 0.3).any() and (z > 0.9).any() and not ((z > 0.4) & (z < 0.8)).any()
+    bad = Examples(np.full((1, 16), np.nan, np.float32), none, np.ones(1), np.empty(0))
+    with pytest.raises(InputError):
+        index.search_examples(bad, target="image", k=3)
 
 
 def test_float32_vectors(toy, tmp_path):

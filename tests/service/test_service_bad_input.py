@@ -172,6 +172,48 @@ BAD_REQUESTS = {
         422,
         "query.combine.weights.0",
     ),
+    "weights zero": (
+        {"query": {"combine": {"positive": [QUERY, QUERY], "weights": [0, 0]}}},
+        422,
+        "query.combine",
+    ),
+    "weights of the positives zero": (
+        {"query": {"combine": {"positive": [QUERY], "negative": [QUERY], "weights": [0, 1]}}},
+        422,
+        "query.combine",
+    ),
+    "strategy unknown": ({"query": {"combine": {"positive": [QUERY], "strategy": "worst"}}}, 422, None),
+    "best score inside a combine": (
+        {"query": {"combine": {"positive": [{"combine": {"positive": [QUERY], "strategy": "best_score"}}]}}},
+        422,
+        "query.combine",
+    ),
+    "fuse zero": ({"query": QUERY, "fuse": {"image": 0, "spectrum": 0}}, 422, "fuse"),
+    "fuse negative": ({"query": QUERY, "fuse": {"image": -1}}, 422, "fuse.image"),
+    "fuse of another modality": ({"query": QUERY, "fuse": {"radio": 1}}, 400, "fuse.radio"),
+    "object without one of both": ({"query": {"object_id": "sim-00000003", "modality": "both"}}, 422, "modality"),
+    "threshold above 1": ({"query": QUERY, "score_threshold": 1.5}, 422, "score_threshold"),
+    "threshold a word": ({"query": QUERY, "score_threshold": "high"}, 400, "score_threshold"),
+    "order unknown": ({"query": QUERY, "order": "random"}, 422, "order"),
+    "k a billion": ({"query": QUERY, "k": 10**9}, 422, "k"),
+    "radius negative": ({"query": {"position": {"ra": 1, "dec": 2, "radius_arcsec": -1}}}, 422, None),
+    "cone of a negative radius": (
+        {"query": QUERY, "filter": {"cone": {"ra": 1, "dec": 2, "radius_deg": -1}}},
+        422,
+        "filter.radius_deg",
+    ),
+    "range upside down": ({"query": QUERY, "filter": {"column": "redshift", "range": [0.3, 0.1]}}, 422, "filter.range"),
+    "in of nothing": ({"query": QUERY, "filter": {"column": "redshift", "in": []}}, 422, "filter.in"),
+    "ranges that do not meet": (
+        {
+            "query": QUERY,
+            "filter": {
+                "and": [{"column": "redshift", "range": [0.1, 0.2]}, {"column": "redshift", "range": [0.3, None]}]
+            },
+        },
+        422,
+        "filter.and",
+    ),
     "combine too deep": ({"query": DEEP}, 422, "query"),
     "combine too wide": ({"query": {"combine": {"positive": [QUERY] * 65}}}, 422, "query"),
     "filter of an unknown column": ({"query": QUERY, "filter": {"column": "no", "range": [0, 1]}}, 422, "filter"),
@@ -206,6 +248,7 @@ def test_bad_request(client, name):
         ({"query": QUERY, "coverage": 1.5}, 422, "coverage"),
         ({"query": QUERY, "properties": ["nope"]}, 422, "properties"),
         ({"query": QUERY, "properties": ["target_class"]}, 422, "properties"),
+        ({"query": QUERY, "order": "least_similar"}, 422, "order"),
         ({"query": QUERY, "propertys": ["redshift"]}, 400, "propertys"),
     ],
 )
@@ -225,6 +268,9 @@ def test_bad_estimate(client, request_, status, field):
         b'{"query": {"vector": [NaN], "modality": "image"}}',
         b'{"query": {"vector": [1e999], "modality": "image"}}',
         b"[" * 100000,
+        b'{"query": {"object_id": "x"}, "filter": ' + b'{"not": ' * 1000 + b"1" + b"}" * 1001,
+        b'{"query": {"object_id": "x"}, "filter": ' + b'{"not": ' * 100000 + b"1" + b"}" * 100001,
+        b'{"query": ' + b'{"combine": {"positive": [' * 1000 + b'{"object_id": "x"}' + b"]}}" * 1000 + b"}",
         b'{"a":' * 5000,
         b'{"query": {"combine": {"positive": [' * 3000,
         b'{"k": ' + b"9" * 10000 + b"}",
@@ -233,6 +279,16 @@ def test_bad_estimate(client, request_, status, field):
 )
 def test_bodies_that_are_no_request(client, body):
     refused(client.post("/v1/search", content=body, headers={"content-type": "application/json"}), 400, 422)
+
+
+@pytest.mark.parametrize("depth", [9, 50, 150, 1000, 20000])
+def test_filters_nested_too_deep(client, galaxy, depth):
+    """In the body and in the address alike."""
+    expression = '{"not": ' * depth + '{"column": "redshift", "range": [0, 1]}' + "}" * depth
+    body = f'{{"query": {{"object_id": "{ID}"}}, "filter": {expression}}}'
+    refused(client.post("/v1/search", content=body, headers={"content-type": "application/json"}), 400, 413)
+    if len(expression) < 60_000:  # longer addresses are refused before they get here
+        refused(client.post(f"/v1/search?filter={expression}", content=npy(galaxy.pixels)), 400, 413)
 
 
 def test_nan_in_a_vector(client):

@@ -136,6 +136,26 @@ def test_filter_limits_the_hits(client):
 def test_filter_that_nothing_passes_gives_no_hits(client):
     answer = search(client, {"object_id": ID}, filter={"column": "redshift", "range": [5, 6]})
     assert answer["hits"] == []
+    assert {"empty_filter", "fewer_hits"} <= {flag["code"] for flag in answer["trust"]["flags"]}
+    assert "empty_filter" not in {flag["code"] for flag in search(client, {"object_id": ID})["trust"]["flags"]}
+
+
+def test_estimate_behind_a_filter_that_nothing_passes(client):
+    request = {"query": {"object_id": ID}, "filter": {"column": "redshift", "range": [5, 6]}}
+    answer = client.post("/v1/estimate", json=request)
+    assert answer.status_code == 200
+    assert "empty_filter" in {flag["code"] for flag in answer.json()["trust"]["flags"]}
+
+
+def test_threshold_and_order(client):
+    answer = search(client, {"object_id": ID}, target="image", k=58)
+    scores = [hit["score"] for hit in answer["hits"]]
+    bound = (scores[9] + scores[10]) / 2
+    assert ids(search(client, {"object_id": ID}, target="image", k=58, score_threshold=bound)) == ids(answer)[:10]
+    other_end = search(client, {"object_id": ID}, target="image", k=5, order="least_similar")
+    assert ids(other_end) == ids(answer)[::-1][:5]
+    far = search(client, {"object_id": ID}, target="image", k=58, order="least_similar", score_threshold=bound)
+    assert ids(far) == ids(answer)[::-1][:48]
 
 
 def test_exclusion_radius(client):

@@ -1,0 +1,155 @@
+"""Searching one table: planned, proposed by a backend, widened where a filter was adverse, checked, rescored, sorted.
+
+    plan -> proposals -> too few behind the filter? wider, then exact -> mask, exclusions, threshold -> order
+
+Whatever proposed a slot, its score is `VectorTable.scores`, and no row outside the mask leaves this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from index.backends import ExactBackend, FaissBackend
+from index.backends.base import Backend, Capabilities, Slots, Vectors
+from index.examples import Examples
+from index.planner import MAX_FETCH, Measured, Plan, plan
+from index.vectors import VectorTable
+
+__all__ = ["Ask", "Found", "Order", "TableSearch"]
+
+Order = Literal["most_similar", "least_similar"]
+Rows = npt.NDArray[np.int64]
+
+_WIDER = 8  # how much more broadly a query is searched again of which too few passed the filter
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked of a table.
+
+    mask: (N,) bool over catalogue rows, True = allowed. excluded: rows never returned, ascending. order: nearest or
+    farthest first. score_threshold: cosine below which (least_similar: above which) nothing is returned. force: mode
+    that overrides the planner.
+    """
+
+    k: int
+    query_modality: str | None = None
+    mask: npt.NDArray[np.bool_] | None = None
+    excluded: Rows = field(default_factory=lambda: np.empty(0, np.int64))
+    order: Order = "most_similar"
+    score_threshold: float | None = None
+    force: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """rows (Q, k') int64, first in the order asked for, -1 where there are no more; scores likewise; and how they were
+    found: mode, candidates (vectors compared with a query) and expected_recall."""
+
+    rows: Rows
+    scores: npt.NDArray[np.float32]
+    mode: str
+    candidates: int
+    expected_recall: float
+
+
+class TableSearch:
+    """One table, the backend that searches it exactly, and the approximate one it may have."""
+
+    def __init__(
+        self,
+        table: VectorTable,
+        exact: Backend | None = None,
+        ann: FaissBackend | None = None,
+        measured: Measured | None = None,
+    ) -> None:
+        self.table, self.ann, self.measured = table, ann, measured
+        self.exact: Backend = exact or ExactBackend(table)
+
+    def plan(self, ask: Ask, allowed: npt.NDArray[np.bool_] | None) -> Plan:
+        """How this will be searched; `allowed`: the mask over the table's slots."""
+        table = self.table
+        return plan(
+            self.ann.name if self.ann else None,
+            self.ann.can if self.ann else Capabilities(),
+            self.measured,
+            k=min(ask.k + len(ask.excluded), max(1, len(table))),  # the excluded may stand in front
+            size=len(table),
+            survivors=None if allowed is None else int(np.count_nonzero(allowed)),
+            needs=Capabilities(range_search=ask.score_threshold is not None, farthest=ask.order == "least_similar"),
+            query_modality=ask.query_modality,
+            force=ask.force,
+        )
+
+    def search(self, queries: Vectors, ask: Ask) -> Found:
+        """The k nearest (or farthest) rows of each query (Q, D), unit norm."""
+        allowed = None if ask.mask is None else ask.mask[self.table.rows]
+        wide = min(ask.k + len(ask.excluded), len(self.table))
+        chosen = self.plan(ask, allowed)
+        signed = -queries if ask.order == "least_similar" else queries
+        if chosen.mode == "exact" or self.ann is None:
+            chosen, slots = Plan(), self.exact.search(signed, wide, allowed)
+        else:
+            chosen, slots = self._approximate(self.ann, queries, wide, allowed, chosen)
+        survivors = len(self.table) if allowed is None else int(np.count_nonzero(allowed))
+        exact = chosen.mode == "exact" or self.ann is None
+        candidates = survivors if exact or self.ann is None else self.ann.candidates(chosen.breadth)
+        rows, scores = self._checked(slots, self.table.scores(queries, slots), ask)
+        return Found(rows, scores, chosen.mode, candidates, chosen.expected_recall)
+
+    def search_examples(self, examples: Examples, ask: Ask) -> Found:
+        """As `search` for one query by examples, exact: (1, k') rows and best scores."""
+        allowed = None if ask.mask is None else ask.mask[self.table.rows]
+        slots = np.arange(len(self.table)) if allowed is None else np.flatnonzero(allowed)
+        near = examples.best(self.table, slots, ask.k + len(ask.excluded), farthest=ask.order == "least_similar")
+        rows, scores = self._checked(near[None], examples.rescored(self.table, near)[None], ask)
+        return Found(rows, scores, "exact", len(slots), 1.0)
+
+    def _approximate(
+        self, ann: FaissBackend, queries: Vectors, k: int, allowed: npt.NDArray[np.bool_] | None, chosen: Plan
+    ) -> tuple[Plan, Slots]:
+        """Proposals by the approximate backend; queries of which too few passed are asked wider, then exactly."""
+        slots = ann.search(queries, k, allowed, breadth=chosen.breadth, fetch=chosen.fetch)
+        if allowed is None:
+            return chosen, slots
+        enough = min(k, int(np.count_nonzero(allowed)))
+        passed = np.count_nonzero(slots >= 0, axis=1)
+        hopeful = np.flatnonzero((passed < enough) & (passed * _WIDER >= enough))
+        if len(hopeful) and chosen.fetch * _WIDER <= MAX_FETCH:
+            wider = ann.search(
+                queries[hopeful], k, allowed, breadth=chosen.breadth * _WIDER, fetch=chosen.fetch * _WIDER
+            )
+            slots = _replaced(slots, hopeful, wider)
+            passed = np.count_nonzero(slots >= 0, axis=1)
+        dry = np.flatnonzero(passed < enough)
+        if len(dry):
+            slots = _replaced(slots, dry, self.exact.search(queries[dry], k, allowed))
+        return (Plan() if len(dry) == len(queries) else chosen), slots
+
+    def _checked(self, slots: Slots, scores: npt.NDArray[np.float32], ask: Ask) -> tuple[Rows, npt.NDArray[np.float32]]:
+        """Rows and scores in order, without what must not be returned."""
+        rows = np.where(slots >= 0, self.table.rows[slots], -1)
+        good = (rows >= 0) & ~np.isin(rows, ask.excluded)
+        if ask.mask is not None:
+            good &= ask.mask[rows]
+        scores = np.clip(scores, -1.0, 1.0)  # rounding goes 1e-7 beyond
+        sign = -1.0 if ask.order == "most_similar" else 1.0
+        if ask.score_threshold is not None:
+            good &= sign * scores <= sign * np.float32(ask.score_threshold)
+        order = np.lexsort((rows, np.where(good, sign * scores, np.inf)), axis=1)[:, : ask.k]
+        return np.take_along_axis(np.where(good, rows, -1), order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+
+def _replaced(slots: Slots, at: Sequence[int] | Slots, new: Slots) -> Slots:
+    """`slots` with the lines `at` replaced, widened with -1 to fit."""
+    width = max(slots.shape[1], new.shape[1])
+    out = np.full((len(slots), width), -1, np.int64)
+    out[:, : slots.shape[1]] = slots
+    out[at] = -1
+    out[at, : new.shape[1]] = new
+    return out
