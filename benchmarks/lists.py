@@ -242,7 +242,7 @@ def recall(found: npt.NDArray[np.int64], exact: npt.NDArray[np.int64]) -> float:
 
 
 def synthetic(folder: Path, count: int) -> Path:
-    """An index of `count` objects: clusters of 16 intrinsic dimensions in each modality, one object in 2,000 the twin of another."""
+    """An index of `count` objects: clusters of 16 intrinsic dimensions in each modality; one in 2,000 is a twin."""
     rng = np.random.default_rng(SEED)
     centres = rng.standard_normal((2000, 16)).astype(np.float32)
     latent = centres[rng.integers(0, len(centres), count)] + 0.6 * rng.standard_normal((count, 16)).astype(np.float32)

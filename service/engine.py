@@ -74,6 +74,7 @@ class Engine:
         self._decoding = ThreadPoolExecutor(settings.decode_threads, "decode")
         self._inference = ThreadPoolExecutor(1, "inference")
         self._searching = ThreadPoolExecutor(settings.search_threads, "search")
+        self.explaining = asyncio.Semaphore(1)  # an explanation is hundreds of passes: one at a time
         self._canary_vector: Vector | None = None
         self._canary_at = 0.0
 
@@ -162,6 +163,10 @@ class Engine:
                 vector, error = None, _no_vector(p)
             out.append(Embedded(p, vector, error))
         return out
+
+    async def encode(self, trace: Trace, make: Callable[..., Sequence[Any]], *arguments: Any) -> Vector:
+        """(N, D) vectors of the grids of one modality that `make(*arguments)` gives, both in the inference thread."""
+        return await self._run(self._inference, "inference", trace, lambda: self._encode(make(*arguments)))
 
     def _encode(self, grids: Sequence[Any]) -> Vector:
         """One batch; if it raises, item by item, so that only the culprit fails (its row is NaN)."""

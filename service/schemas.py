@@ -32,6 +32,8 @@ __all__ = [
     "ErrorAnswer",
     "EstimateAnswer",
     "EstimateRequest",
+    "ExplainAgainst",
+    "ExplanationModel",
     "IndexInfo",
     "ModelInfo",
     "ObjectAnswer",
@@ -139,6 +141,13 @@ Query = Annotated[
 ]
 
 
+class ExplainAgainst(Strict):
+    """The object whose vector an upload is explained against; `modality` picks which, by default the hit's."""
+
+    object_id: str = Field(min_length=1, max_length=256)
+    modality: Modality | None = None
+
+
 # --- requests --------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +171,11 @@ class SearchRequest(Strict):
         default=None, description="Catalogue columns to return with each hit; default: the index's properties."
     )
     preview: bool = Field(default=False, description="Return a small view of the query itself.")
+    explain: bool | ExplainAgainst = Field(
+        default=False,
+        description="Uploads only: say which wavelengths and image regions made the match with the top hit, or with "
+        "the object named. Some hundred passes of the model; the largest number stands in /v1/info.",
+    )
 
 
 def _bins(value: Any) -> Any:
@@ -312,11 +326,41 @@ class QueryEcho(Answer):
     )
 
 
+class ExplanationModel(Answer):
+    """What hiding one window of the upload after the other does to its cosine with the vector of `against`.
+
+    `windows`: [first, last] wavelength in Angstrom, or [x0, y0, x1, y1] in pixels of the model's view, x1 and y1
+    exclusive. `drop`: `score` less the cosine with that window hidden; `share`: of all drops above zero. `control`:
+    root mean square of the drops with as many pixels hidden, scattered: smaller drops say nothing.
+    """
+
+    against: ObjectQuery
+    score: float
+    control: float
+    unit: Literal["Angstrom", "pixel"]
+    windows: list[list[float]]
+    drop: list[float]
+    share: list[float]
+    pixel_scale_arcsec: float | None = None
+    passes: int
+    plot: str = Field(description="SVG as a data URL.")
+
+
 class SearchAnswer(Provenance):
     hits: list[Hit]
     search: SearchReportModel
     trust: TrustModel
     query: QueryEcho
+    explanation: dict[Modality, ExplanationModel] | None = Field(
+        default=None, description="Only where `explain` was asked for."
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_absent_explanation(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        record: dict[str, Any] = plain(self)
+        if self.explanation is None:
+            del record["explanation"]
+        return record
 
 
 class DensityModel(Answer):

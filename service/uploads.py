@@ -35,7 +35,7 @@ R = TypeVar("R", bound=SearchRequest)
 
 _UNDECLARED = ("", "application/octet-stream", "application/x-www-form-urlencoded", "binary/octet-stream")
 _OPTION_NAMES = ("pixel_scale_arcsec", "bands", "wave_unit", "flux_unit", "medium", "object")
-_ARRIVES_AS_JSON = ("query", "k", "filter", "exclude_arcsec", "coverage", "density", "preview")
+_ARRIVES_AS_JSON = ("query", "k", "filter", "exclude_arcsec", "coverage", "density", "preview", "explain")
 _LISTS = ("columns", "properties")
 
 
