@@ -141,9 +141,12 @@ def _read_record(folder: Path, manifest_sha256: str) -> dict[ListKind, ListEntry
             raise ValueError(f"larger than {_MAX_BYTES} bytes")
         content = path.read_bytes()
         record = json.loads(content)
+        whole = _canonical(record) == content
         checksum = record.pop("checksum")
-        if hashlib.sha256(_canonical(record)).hexdigest() != checksum or record["format_version"] != FORMAT_VERSION:
-            raise ValueError("does not match its own checksum or format version")
+        if not whole or hashlib.sha256(_canonical(record)).hexdigest() != checksum:
+            raise ValueError("it does not match its own checksum")
+        if record["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format version {record['format_version']}, not {FORMAT_VERSION}")
         entries = {kind: ListEntry(**record["lists"][kind]) for kind in KINDS if kind in record["lists"]}
         of = str(record["manifest_sha256"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

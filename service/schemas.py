@@ -35,6 +35,9 @@ __all__ = [
     "ExplainAgainst",
     "ExplanationModel",
     "IndexInfo",
+    "ListAnswer",
+    "ListInfo",
+    "ListsAnswer",
     "ModelInfo",
     "ObjectAnswer",
     "ObjectQuery",
@@ -415,3 +418,31 @@ class ObjectAnswer(Provenance):
 class ObjectsAnswer(Provenance):
     objects: list[ObjectModel]
     truncated: bool = False
+
+
+class ListInfo(Answer):
+    """A survey-wide list: `rows` kept of the `found` there are, and what it was computed with."""
+
+    kind: str
+    rows: int
+    found: int
+    created: str
+    parameters: dict[str, Any]
+
+
+class ListsAnswer(Provenance):
+    lists: list[ListInfo]
+    note: str | None = Field(default=None, description="Why there are none.")
+
+
+class ListAnswer(Provenance):
+    """`items` from `offset` on, of the `total` rows of this list (and modality); `found` as in `ListInfo`."""
+
+    kind: str
+    found: int
+    created: str
+    parameters: dict[str, Any]
+    modality: Modality | None
+    offset: int
+    total: int
+    items: list[dict[str, Any]]

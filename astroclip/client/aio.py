@@ -106,12 +106,15 @@ class AsyncClient:
         filter: Mapping[str, Any] | None = None,
         exclude_arcsec: float | None = None,
         columns: Sequence[str] | None = None,
+        explain: bool | Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Table:
         """The most similar objects, best first; ``meta`` holds trust, search, model, index, request_id.
 
         Ask with one of: object_id; position (SkyCoord, (ra, dec) in degrees or sexagesimal); vector and modality;
         image and / or spectrum (both are fused); query (the service's own form, e.g. {"combine": ...}).
+        explain, of uploads: True or {"object_id": ...} adds ``meta["explanation"]``, why they resemble the top hit or
+        that object, by modality: windows, drop, score, plot.
         """
         return await self.send(
             calls.search(
@@ -129,6 +132,7 @@ class AsyncClient:
                 filter=filter,
                 exclude_arcsec=exclude_arcsec,
                 columns=columns,
+                explain=explain,
             )
         )
 
@@ -152,13 +156,14 @@ class AsyncClient:
         coverage: float | None = None,
         method: str | None = None,
         density: bool | int | None = None,
+        explain: bool | Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Table:
         """Properties of an object: name, unit, value, lo, hi, coverage, n_eff; the hits in ``meta["hits"]``.
 
         Ask as for `search`. method: "knn", from the neighbours (the default), or "head", by the index's networks;
         n_eff is then masked. density (method "head"): True or a number of bins; ``meta["density"]`` then maps each
-        property to (edges (G + 1,), pdf (G,)), the mean density per unit of it in each bin.
+        property to (edges (G + 1,), pdf (G,)), the mean density per unit of it in each bin. explain: as for `search`.
         """
         return await self.send(
             calls.estimate(
@@ -180,6 +185,7 @@ class AsyncClient:
                 coverage=coverage,
                 method=method,
                 density=density,
+                explain=explain,
             )
         )
 
@@ -194,6 +200,16 @@ class AsyncClient:
     async def random_objects(self, count: int = 1, seed: int | None = None) -> Table:
         """Objects drawn at random; the same ones for the same seed."""
         return await self.send(calls.random_objects(count, seed))
+
+    async def lists(self) -> dict[str, dict[str, Any]]:
+        """The survey-wide lists of the served index, by kind: rows, found, created, parameters."""
+        return await self.send(calls.lists())
+
+    async def list_rows(
+        self, kind: str, *, modality: str | None = None, offset: int = 0, limit: int | None = None
+    ) -> Table:
+        """Rows of a survey-wide list: "isolated", "disagreeing" or "duplicates". Raises NotFoundError."""
+        return await self.send(calls.one_list(kind, modality, offset, limit))
 
     async def info(self) -> dict[str, Any]:
         """Models, indexes, limits, versions, licences and citations."""
