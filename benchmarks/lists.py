@@ -1,13 +1,16 @@
 """The survey-wide lists: rate, memory, kill and resume, and what else could have made them.
 
-    python benchmarks/lists.py [--index service/demo/index] [--synthetic 200000] [--out benchmarks/results/lists.json]
+    python benchmarks/lists.py [--index service/demo/index] [--synthetic 30000] [--large 200000] [--whole]
+        [--out benchmarks/results/lists.json]
 
 `runs`: `astroclip index lists` in a process of its own over the demo index and over a synthetic one of so many objects
 (128-d float16, clustered, image and spectrum of an object alike), once undisturbed and once killed with SIGKILL three
 times; the lists of both must be the same bytes. Seconds are of the processor: the machine may be shared.
+`large`: the first chunks of the joins over so many objects: their rate and memory, and what all of them would take by
+that rate (a join's chunks are alike); `--whole` makes a run of it as of the others.
 `swaps`: in the demo index 1 % of the objects get another one's spectrum; average precision of the orderings that
-could make the list of disagreeing pairs. `engines`: queries a second of other ways to join the synthetic spectra, and
-how much of the exact answer they find. Some 40 minutes on one core, 1.5 GB.
+could make the list of disagreeing pairs. `engines`: queries a second of other ways to join the spectra of the large
+index, and how much of the exact answer they find. Some five minutes on one core, 1.5 GB; 40 with `--whole`.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ import pyarrow.parquet as pq
 
 from index import BuildOptions, SurveyIndex, build_index
 from index.backends.hnsw import HnswBackend
-from index.lists import lists_folder
+from index.lists import KINDS, lists_folder
 from index.lists_build import build_lists
 from training.evaluate.report import provenance, write_json
 
@@ -43,6 +46,7 @@ DEMO = Path(__file__).resolve().parents[1] / "service" / "demo" / "index"
 DIM, SEED, K = 128, 0, 17
 KILLS = (0.2, 0.5, 0.8)  # of the queries of all joins
 ASKED = 4096  # queries of each engine
+FIRST = 6144  # queries of the beginnings
 
 Vectors = npt.NDArray[np.float32]
 
@@ -50,12 +54,14 @@ Vectors = npt.NDArray[np.float32]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--index", type=Path, default=DEMO)
-    parser.add_argument("--synthetic", type=int, default=200_000, help="objects of the synthetic index")
+    parser.add_argument("--synthetic", type=int, default=30_000, help="objects of the synthetic index")
+    parser.add_argument("--large", type=int, default=200_000, help="objects of the large synthetic index")
+    parser.add_argument("--whole", action="store_true", help="make all lists of the large index, killed and not")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/lists.json"))
-    parser.add_argument("--child", nargs=3, metavar=("INDEX", "KILL_AT", "REPORT"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=4, metavar=("INDEX", "KIND", "END_AT", "REPORT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        child(Path(arguments.child[0]), int(arguments.child[1]), Path(arguments.child[2]))
+        child(Path(arguments.child[0]), arguments.child[1], int(arguments.child[2]), Path(arguments.child[3]))
         return
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
@@ -63,10 +69,14 @@ def main() -> None:
         demo = Path(shutil.copytree(arguments.index, folder / "demo", ignore=shutil.ignore_patterns("lists")))
         report: dict[str, Any] = {"swaps": swaps(SurveyIndex.open(demo)), "runs": {"demo": both(demo)}}
         print(report, flush=True)
-        made = synthetic(folder, arguments.synthetic)
-        report["engines"] = engines(SurveyIndex.open(made))
-        print(report["engines"], flush=True)
-        report["runs"]["synthetic"] = both(made)
+        report["runs"]["synthetic"] = both(synthetic(folder / "synthetic", arguments.synthetic))
+        print(report["runs"]["synthetic"], flush=True)
+        large = synthetic(folder / "large", arguments.large)
+        report["large"] = beginnings(large)
+        print(report["large"], flush=True)
+        if arguments.whole:
+            report["runs"]["large"] = both(large)
+        report["engines"] = engines(SurveyIndex.open(large))
     write_json(arguments.out, {"kind": "lists", **provenance(seed=SEED, started=started), **report})
 
 
@@ -83,7 +93,7 @@ def both(index: Path) -> dict[str, Any]:
     whole = run(index)
     first = digests(lists)
     shutil.rmtree(lists)
-    killed = [run(index, int(total * at)) for at in KILLS]
+    killed = [run(index, end_at=int(total * at)) for at in KILLS]
     last = run(index)
     return {
         "objects": len(opened),
@@ -102,11 +112,24 @@ def both(index: Path) -> dict[str, Any]:
     }
 
 
-def run(index: Path, kill_at: int = -1) -> dict[str, Any]:
-    """The lists of an index, made in a process of its own, which kills itself after `kill_at` queries."""
+def beginnings(index: Path) -> dict[str, Any]:
+    """The first chunks of a self-join and of the join of images with spectra."""
+    count = len(SurveyIndex.open(index))
+    out: dict[str, Any] = {"objects": count}
+    for kind in ("isolated", "disagreeing"):
+        part = run(index, kind)
+        rate = part["queries"] / part["cpu_seconds_of_queries"]
+        out[kind] = {**part, "queries_per_cpu_second": rate, "all_cpu_seconds": count / rate}
+    out["all_lists_cpu_seconds"] = 2 * out["isolated"]["all_cpu_seconds"] + out["disagreeing"]["all_cpu_seconds"]
+    return out
+
+
+def run(index: Path, kind: str = "all", end_at: int = -1) -> dict[str, Any]:
+    """Lists of an index, made in a process of its own, which kills itself after `end_at` queries. Of one `kind`, only
+    the first `FIRST` queries, timed."""
     report = index.parent / "child.json"
     report.unlink(missing_ok=True)
-    words = [sys.executable, __file__, "--child", str(index), str(kill_at), str(report)]
+    words = [sys.executable, __file__, "--child", str(index), kind, str(end_at), str(report)]
     began = time.perf_counter()
     done = subprocess.run(words, check=False)
     if done.returncode == -signal.SIGKILL:
@@ -116,18 +139,22 @@ def run(index: Path, kill_at: int = -1) -> dict[str, Any]:
     return {"signal": None, "wall_seconds": time.perf_counter() - began, **json.loads(report.read_text())}
 
 
-def child(index: Path, kill_at: int, report: Path) -> None:
+def child(index: Path, kind: str, end_at: int, report: Path) -> None:
     before: dict[str, int] = {}
-    rss = 0.0
+    rss = began = 0.0
 
     def progress(name: str, done: int, total: int) -> None:
-        nonlocal rss
-        rss = rss or peak_rss_mib()
+        nonlocal rss, began
+        rss, began = rss or peak_rss_mib(), began or time.process_time()
         before[name] = done
-        if 0 <= kill_at <= sum(before.values()):
+        if 0 <= end_at <= sum(before.values()):
             os.kill(os.getpid(), signal.SIGKILL)
+        if kind != "all" and done >= FIRST:
+            used = {"queries": done, "cpu_seconds_of_queries": time.process_time() - began}
+            report.write_text(json.dumps({**used, "peak_rss_mib": peak_rss_mib(), "rss_before_mib": rss}))
+            sys.exit()
 
-    build_lists(index, progress=progress)
+    build_lists(index, KINDS if kind == "all" else [kind], progress=progress)
     used = {"cpu_seconds": time.process_time(), "peak_rss_mib": peak_rss_mib(), "rss_before_mib": rss}
     report.write_text(json.dumps(used))
 
@@ -250,7 +277,7 @@ def synthetic(folder: Path, count: int) -> Path:
     pairs = len(twins) // 2
     latent[twins[:pairs]] = latent[twins[pairs : 2 * pairs]]
     parts = folder / "parts"
-    parts.mkdir()
+    parts.mkdir(parents=True)
     columns: dict[str, Any] = {
         "object_id": [f"syn-{i:07d}" for i in range(count)],
         "ra": rng.uniform(0, 360, count),
