@@ -1,4 +1,4 @@
-"""`astroclip index build | append | verify | info`."""
+"""`astroclip index build | append | verify | info | lists`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ IndexDir = Annotated[Path, typer.Argument(help="Index directory, or a root with 
 def register(app: typer.Typer) -> None:
     """Add the `index` group to the command line."""
     group = typer.Typer(help="Build, extend and inspect survey indexes.", no_args_is_help=True)
-    for command in (build, append, verify, info):
+    for command in (build, append, verify, info, lists):
         group.command()(command)
     app.add_typer(group, name="index")
 
@@ -105,7 +105,7 @@ def append(
 
 
 def verify(index: IndexDir, as_json: AsJson = False) -> None:
-    """Check every file of an index against its manifest and open it. Exit code 1 if any is damaged."""
+    """Check every file of an index, and lists beside it, against their records. Exit code 1 if any is damaged."""
     from astroclip.errors import IndexFileError
     from index.manifest import Manifest, check_files
     from index.store import SurveyIndex, resolve
@@ -120,6 +120,7 @@ def verify(index: IndexDir, as_json: AsJson = False) -> None:
         except IndexFileError as error:
             problem = error.message
         rows.append({"file": name, "bytes": entry.bytes, "problem": problem})
+    rows += _list_rows(folder, sha256)
     good = all(row["problem"] is None for row in rows)
     if good:
         SurveyIndex.open(folder, verify=False)
@@ -144,6 +145,30 @@ def info(index: IndexDir, as_json: AsJson = False) -> None:
         print((folder / "manifest.json").read_text(), end="")
     else:
         _show(folder)
+
+
+def lists(
+    index: IndexDir,
+    kinds: Annotated[
+        str, typer.Option(help="Which lists, comma between: isolated, disagreeing, duplicates.")
+    ] = "isolated,disagreeing,duplicates",
+    limit: Annotated[int, typer.Option(help="Rows of each list.")] = 1000,
+    threshold: Annotated[float, typer.Option(help="Cosine from which a pair is a near-duplicate.")] = 0.97,
+    quiet: Quiet = False,
+) -> None:
+    """Compute the survey-wide lists of an index: isolated objects, disagreeing pairs, near-duplicates; resumes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from index.lists_build import build_lists
+
+    wanted = [kind.strip() for kind in kinds.split(",") if kind.strip()]
+    with _Bars(quiet) as bars:
+        made = build_lists(index, wanted, limit=limit, threshold=threshold, progress=bars.advance)
+    table = Table("list", "rows", "of", "file", title="lists", title_justify="left")
+    for kind, entry in made.entries.items():
+        table.add_row(kind, f"{entry.rows:,}", f"{entry.found:,}", entry.file)
+    Console().print(table)
 
 
 def _show(folder: Path) -> None:
@@ -195,6 +220,23 @@ def _search_line(backends: dict[str, Any] | None, size: int) -> str:
     return f"{name}; {'; '.join(parts)}; filters exact up to {measured.exact_below:,} survivors"
 
 
+def _list_rows(folder: Path, manifest_sha256: str) -> list[dict[str, Any]]:
+    """The survey-wide lists beside an index, as rows of `verify`; stale ones are a problem of theirs as well."""
+    from astroclip.errors import IndexFileError, ProvenanceError
+    from index.lists import RECORD, Lists, lists_folder
+
+    record = lists_folder(folder) / RECORD
+    if not record.exists():
+        return []
+    row: dict[str, Any] = {"file": f"lists: {RECORD}", "bytes": record.stat().st_size, "problem": None}
+    try:
+        found = Lists.read(folder, manifest_sha256)
+    except (IndexFileError, ProvenanceError) as error:
+        return [{**row, "problem": error.message}]
+    entries = found.entries.values()
+    return [row, *({"file": f"lists: {e.file}", "bytes": e.bytes, "problem": None} for e in entries)]
+
+
 def _print_files(index_id: str, rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -237,3 +279,27 @@ class _Steps:
 
     def say(self, step: str) -> None:
         self._status.update(step)
+
+
+class _Bars:
+    """A bar for each join on standard error: objects done, rate and time left."""
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=Console(stderr=True), disable=quiet)
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> _Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def advance(self, name: str, done: int, total: int) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total)
+        self._progress.update(self._tasks[name], completed=done)

@@ -1,4 +1,4 @@
-"""Commands of the service: `demo`, `serve`, `search`, `estimate`.
+"""Commands of the service: `demo`, `serve`, `search`, `estimate`, `lists`.
 
 `search` and `estimate` speak to a running service (--url) or, without one, run the same application in this process
 over an index (--index, by default the demo's): the answers are the same, since the code is.
@@ -7,6 +7,7 @@ over an index (--index, by default the demo's): the answers are the same, since 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import sys
 from contextlib import suppress
@@ -92,6 +93,10 @@ MethodOption = Annotated[
 DensityOption = Annotated[
     int | None, typer.Option("--density", help="With --method head --format json: bins of a probability density.")
 ]
+ExplainOption = Annotated[
+    Path | None,
+    typer.Option("--explain", help="SVG file for what in the upload made the top hit match; one a modality."),
+]
 CoverageOption = Annotated[float | None, typer.Option("--coverage", help="Probability of the interval, e.g. 0.68.")]
 
 
@@ -101,6 +106,7 @@ def register(app: typer.Typer) -> None:
     app.command("serve")(serve)
     app.command("search")(search)
     app.command("estimate")(estimate)
+    app.command("lists")(lists)
 
 
 # --- serving ---------------------------------------------------------------------------------------------------------
@@ -199,6 +205,7 @@ def search(
     score_threshold: ThresholdOption = None,
     order: OrderOption = None,
     fuse: FuseOption = None,
+    explain: ExplainOption = None,
     index: IndexOption = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
@@ -209,7 +216,7 @@ def search(
     asked = _asked(image, spectrum, object_id, radec, radius_arcsec, target, k, filter, exclude_arcsec, columns)
     asked |= {"query": _json(query, "query"), "fuse": _json(fuse, "fuse"), "score_threshold": score_threshold}
     asked |= {"order": order.value if order else None}
-    _ask("search", asked, url, _settings(index, model, device=device), format)
+    _ask("search", _explained(asked, explain), url, _settings(index, model, device=device), format, explain)
 
 
 def estimate(
@@ -230,6 +237,7 @@ def estimate(
     coverage: CoverageOption = None,
     method: MethodOption = None,
     density: DensityOption = None,
+    explain: ExplainOption = None,
     index: IndexOption = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
@@ -241,7 +249,34 @@ def estimate(
     asked |= {"properties": _names(properties), "coverage": coverage, "density": density}
     asked |= {"query": _json(query, "query"), "fuse": _json(fuse, "fuse"), "score_threshold": score_threshold}
     asked |= {"method": method.value if method else None}
-    _ask("estimate", asked, url, _settings(index, model, device=device), format)
+    _ask("estimate", _explained(asked, explain), url, _settings(index, model, device=device), format, explain)
+
+
+def lists(
+    kind: Annotated[str, typer.Argument(help="isolated, disagreeing or duplicates.")],
+    modality: Annotated[str | None, typer.Option(help="image or spectrum; of isolated and duplicates.")] = None,
+    offset: Annotated[int, typer.Option(min=0, help="Rows to pass over.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, help="Rows wanted.")] = 20,
+    index: IndexOption = None,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    url: UrlOption = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Show a survey-wide list that `astroclip index lists` computed."""
+    from astroclip.client import calls
+
+    _answer(calls.one_list(kind, modality, offset, limit), url, _settings(index, model, device=device), format)
+
+
+def _explained(asked: dict[str, Any], explain: Path | None) -> dict[str, Any]:
+    if explain is not None and explain.suffix.lower() != ".svg":
+        raise InputError(
+            f"--explain is {explain.name!r}; wanted a file name ending in .svg. --format json has the numbers.",
+            code="invalid_value",
+            field="explain",
+        )
+    return asked | {"explain": True if explain else None}
 
 
 def _asked(
@@ -283,23 +318,42 @@ def _names(text: str | None) -> list[str] | None:
     return [name.strip() for name in text.split(",") if name.strip()] if text else None
 
 
-def _ask(command: str, asked: dict[str, Any], url: str | None, settings: Settings, fmt: Format) -> None:
+def _ask(
+    command: str, asked: dict[str, Any], url: str | None, settings: Settings, fmt: Format, plot: Path | None
+) -> None:
+    from astroclip.client import calls
+
+    meta = _answer((calls.search if command == "search" else calls.estimate)(**asked), url, settings, fmt)
+    if plot is not None:
+        _write_plots(meta["explanation"], plot)
+
+
+def _write_plots(explanation: dict[str, Any], path: Path) -> None:
+    """One SVG a modality; where there are two, their names say which is which."""
+    for modality, found in explanation.items():
+        target = path if len(explanation) == 1 else path.with_stem(f"{path.stem}-{modality}")
+        target.write_bytes(base64.b64decode(found["plot"].partition(",")[2]))
+        _say(f"{modality}: cosine {found['score']:.3f} with {found['against']['object_id']} -> {target}")
+
+
+def _answer(call: Any, url: str | None, settings: Settings, fmt: Format) -> dict[str, Any]:
+    """Send, print as wished; returns what the answer says beside its rows."""
     from dataclasses import replace
 
-    from astroclip.client import calls
     from astroclip.client.results import plain
 
-    call = (calls.search if command == "search" else calls.estimate)(**asked)
     if fmt is Format.json:
-        answer = asyncio.run(_send(replace(call, read=plain), url, settings))  # type: ignore[arg-type]
+        answer = asyncio.run(_send(replace(call, read=plain), url, settings))
         print(json.dumps(answer, indent=1))
-        return
+        return dict(answer)
     table = asyncio.run(_send(call, url, settings))
+    meta = dict(table.meta)
     if fmt is Format.table:
         _print(table)
     else:
         table.meta = {}  # nested provenance has no place in CSV; --format json shows it
         table.write(sys.stdout.buffer if fmt is Format.votable else sys.stdout, format=_ASTROPY[fmt])
+    return meta
 
 
 _ASTROPY = {Format.csv: "ascii.csv", Format.votable: "votable"}

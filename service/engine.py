@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from astroclip.errors import AstroClipError, InputError, LimitError, NotReadyError, ProvenanceError
+from astroclip.errors import AstroClipError, IndexFileError, InputError, LimitError, NotReadyError, ProvenanceError
 from astroclip.io import read_images, read_spectra
 from astroclip.types import Image, Modality, Spectrum
 from service.canary import canary
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from astroclip.embed import Embedder
     from astroclip.preprocess import GridImage, GridSpectrum
     from index import SurveyIndex
+    from index.lists import Lists
 
 __all__ = ["Embedded", "Engine", "Prepared"]
 
@@ -74,6 +75,8 @@ class Engine:
         self._decoding = ThreadPoolExecutor(settings.decode_threads, "decode")
         self._inference = ThreadPoolExecutor(1, "inference")
         self._searching = ThreadPoolExecutor(settings.search_threads, "search")
+        self.lists, self.lists_problem = _lists(index)
+        self.explaining = asyncio.Semaphore(1)  # an explanation is hundreds of passes: one at a time
         self._canary_vector: Vector | None = None
         self._canary_at = 0.0
 
@@ -163,6 +166,10 @@ class Engine:
             out.append(Embedded(p, vector, error))
         return out
 
+    async def encode(self, trace: Trace, make: Callable[..., Sequence[Any]], *arguments: Any) -> Vector:
+        """(N, D) vectors of the grids of one modality that `make(*arguments)` gives, both in the inference thread."""
+        return await self._run(self._inference, "inference", trace, lambda: self._encode(make(*arguments)))
+
     def _encode(self, grids: Sequence[Any]) -> Vector:
         """One batch; if it raises, item by item, so that only the culprit fails (its row is NaN)."""
         try:
@@ -245,6 +252,18 @@ def _check_provenance(embedder: Embedder, index: SurveyIndex) -> None:
                 f"The model has {what} {has}; the index {index.index_id!r} was built with {wants}. Serve the index "
                 "with its own model (--model), or build it again with this one."
             )
+
+
+def _lists(index: SurveyIndex) -> tuple[Lists, str | None]:
+    """The survey-wide lists beside the index, and what is wrong with those there: they are left out then, with a line
+    in the log, since an index without its lists answers all else."""
+    from index.lists import Lists
+
+    try:
+        return Lists.read(index.folder, index.manifest_sha256), None
+    except (IndexFileError, ProvenanceError) as error:
+        log.warning("survey-wide lists are not served: %s", error.message)
+        return Lists({}, {}), error.message
 
 
 def _no_vector(prepared: Prepared) -> InputError:

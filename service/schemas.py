@@ -33,7 +33,12 @@ __all__ = [
     "EstimateAnswer",
     "EstimateRequest",
     "FuseWeights",
+    "ExplainAgainst",
+    "ExplanationModel",
     "IndexInfo",
+    "ListAnswer",
+    "ListInfo",
+    "ListsAnswer",
     "ModelInfo",
     "ObjectAnswer",
     "ObjectQuery",
@@ -158,6 +163,13 @@ Query = Annotated[
 ]
 
 
+class ExplainAgainst(Strict):
+    """The object whose vector an upload is explained against; `modality` picks which, by default the hit's."""
+
+    object_id: str = Field(min_length=1, max_length=256)
+    modality: Modality | None = None
+
+
 # --- requests --------------------------------------------------------------------------------------------------
 
 
@@ -194,6 +206,11 @@ class SearchRequest(Strict):
         default=None, description="Catalogue columns to return with each hit; default: the index's properties."
     )
     preview: bool = Field(default=False, description="Return a small view of the query itself.")
+    explain: bool | ExplainAgainst = Field(
+        default=False,
+        description="Uploads only: say which wavelengths and image regions made the match with the top hit, or with "
+        "the object named. Some hundred passes of the model; the largest number stands in /v1/info.",
+    )
 
 
 def _bins(value: Any) -> Any:
@@ -347,11 +364,41 @@ class QueryEcho(Answer):
     )
 
 
+class ExplanationModel(Answer):
+    """What hiding one window of the upload after the other does to its cosine with the vector of `against`.
+
+    `windows`: [first, last] wavelength in Angstrom, or [x0, y0, x1, y1] in pixels of the model's view, x1 and y1
+    exclusive. `drop`: `score` less the cosine with that window hidden; `share`: of all drops above zero. `control`:
+    root mean square of the drops with as many pixels hidden, scattered: smaller drops say nothing.
+    """
+
+    against: ObjectQuery
+    score: float
+    control: float
+    unit: Literal["Angstrom", "pixel"]
+    windows: list[list[float]]
+    drop: list[float]
+    share: list[float]
+    pixel_scale_arcsec: float | None = None
+    passes: int
+    plot: str = Field(description="SVG as a data URL.")
+
+
 class SearchAnswer(Provenance):
     hits: list[Hit]
     search: SearchReportModel
     trust: TrustModel
     query: QueryEcho
+    explanation: dict[Modality, ExplanationModel] | None = Field(
+        default=None, description="Only where `explain` was asked for."
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_absent_explanation(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        record: dict[str, Any] = plain(self)
+        if self.explanation is None:
+            del record["explanation"]
+        return record
 
 
 class DensityModel(Answer):
@@ -406,3 +453,31 @@ class ObjectAnswer(Provenance):
 class ObjectsAnswer(Provenance):
     objects: list[ObjectModel]
     truncated: bool = False
+
+
+class ListInfo(Answer):
+    """A survey-wide list: `rows` kept of the `found` there are, and what it was computed with."""
+
+    kind: str
+    rows: int
+    found: int
+    created: str
+    parameters: dict[str, Any]
+
+
+class ListsAnswer(Provenance):
+    lists: list[ListInfo]
+    note: str | None = Field(default=None, description="Why there are none.")
+
+
+class ListAnswer(Provenance):
+    """`items` from `offset` on, of the `total` rows of this list (and modality); `found` as in `ListInfo`."""
+
+    kind: str
+    found: int
+    created: str
+    parameters: dict[str, Any]
+    modality: Modality | None
+    offset: int
+    total: int
+    items: list[dict[str, Any]]

@@ -73,6 +73,12 @@ class Settings(BaseSettings):
         description="Bins of a density: the five standard properties with 1,000 bins each are 0.2 MB of JSON, finer "
         "than a screen.",
     )
+    max_explain_passes: int = Field(
+        default=264,
+        ge=0,
+        description="Passes of the model for one explanation and modality: windows of 2,300 km/s or 3 arcsec, about "
+        "1 s of one core with the demo model. Below 32, nothing is explained.",
+    )
     max_radius_arcsec: float = Field(
         default=36000.0, gt=0, description="Largest cone of an object lookup: 10 degrees; larger regions are filters."
     )

@@ -45,6 +45,7 @@ _ARRIVES_AS_JSON = (
     "coverage",
     "density",
     "preview",
+    "explain",
 )
 _LISTS = ("columns", "properties")
 

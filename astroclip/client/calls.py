@@ -32,6 +32,8 @@ __all__ = [
     "embed_table",
     "estimate",
     "info",
+    "lists",
+    "one_list",
     "one_object",
     "random_objects",
     "search",
@@ -212,6 +214,17 @@ def cone(position: Any, radius_arcsec: float, limit: int | None) -> Call[Table]:
 def random_objects(count: int, seed: int | None) -> Call[Table]:
     params = {"random": count}
     return Call("GET", "/v1/objects", results.objects, params if seed is None else {**params, "seed": seed})
+
+
+def lists() -> Call[dict[str, dict[str, Any]]]:
+    """What survey-wide lists there are, by kind: rows, found, created, parameters."""
+    return Call("GET", "/v1/lists", results.lists)
+
+
+def one_list(kind: str, modality: str | None, offset: int, limit: int | None) -> Call[Table]:
+    params = {"modality": modality, "offset": offset or None, "limit": limit}
+    given = {name: value for name, value in params.items() if value is not None}
+    return Call("GET", f"/v1/lists/{quote(kind, safe='')}", results.one_list, given)
 
 
 def info() -> Call[dict[str, Any]]:

@@ -31,7 +31,9 @@ __all__ = [
     "embeddings",
     "estimates",
     "hits",
+    "lists",
     "objects",
+    "one_list",
     "one_object",
     "plain",
     "raise_for_error",
@@ -48,7 +50,7 @@ _BY_STATUS: dict[int, type[AstroClipError]] = {
     422: InputError,
     503: NotReadyError,
 }
-_META = ("request_id", "model", "index", "trust", "search", "query", "method")
+_META = ("request_id", "model", "index", "trust", "search", "query", "method", "explanation")
 _KNOWN_UNITS = {"ra": "deg", "dec": "deg", "separation_arcsec": "arcsec"}
 
 
@@ -181,6 +183,19 @@ def objects(response: httpx2.Response) -> Table:
     names = list(rows[0]) if rows else ["object_id", "ra", "dec", "separation_arcsec"]
     table = _table({name: [row[name] for row in rows] for name in names}, answer)
     table.meta["truncated"] = answer["truncated"]
+    return table
+
+
+def lists(response: httpx2.Response) -> dict[str, dict[str, Any]]:
+    return {entry["kind"]: entry for entry in plain(response)["lists"]}
+
+
+def one_list(response: httpx2.Response) -> Table:
+    """The rows of a survey-wide list; ``meta`` holds kind, found, created, parameters, and total, its rows."""
+    answer = plain(response)
+    rows = answer["items"]
+    table = _table({name: [row[name] for row in rows] for name in (rows[0] if rows else ())}, answer)
+    table.meta |= {name: answer[name] for name in ("kind", "found", "created", "parameters", "total")}
     return table
 
 

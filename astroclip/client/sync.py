@@ -107,6 +107,7 @@ class Client:
         score_threshold: float | None = None,
         order: str | None = None,
         fuse: Mapping[str, float] | None = None,
+        explain: bool | Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Table:
         """The most similar objects, best first; ``meta`` holds trust, search, model, index, request_id.
@@ -115,6 +116,8 @@ class Client:
         image and / or spectrum (both are fused, with the weights `fuse`, e.g. {"image": 2}); query (the service's own
         form, e.g. {"combine": {"positive": [..], "negative": [..], "strategy": "best_score"}}). score_threshold: hits
         with a smaller score are left out; order "least_similar" starts from the other end.
+        explain, of uploads: True or {"object_id": ...} adds ``meta["explanation"]``, why they resemble the top hit or
+        that object, by modality: windows, drop, score, plot.
         """
         return self.send(
             calls.search(
@@ -135,6 +138,7 @@ class Client:
                 score_threshold=score_threshold,
                 order=order,
                 fuse=fuse,
+                explain=explain,
             )
         )
 
@@ -160,13 +164,14 @@ class Client:
         coverage: float | None = None,
         method: str | None = None,
         density: bool | int | None = None,
+        explain: bool | Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Table:
         """Properties of an object: name, unit, value, lo, hi, coverage, n_eff; the hits in ``meta["hits"]``.
 
         Ask as for `search`. method: "knn", from the neighbours (the default), or "head", by the index's networks;
         n_eff is then masked. density (method "head"): True or a number of bins; ``meta["density"]`` then maps each
-        property to (edges (G + 1,), pdf (G,)), the mean density per unit of it in each bin.
+        property to (edges (G + 1,), pdf (G,)), the mean density per unit of it in each bin. explain: as for `search`.
         """
         return self.send(
             calls.estimate(
@@ -190,6 +195,7 @@ class Client:
                 coverage=coverage,
                 method=method,
                 density=density,
+                explain=explain,
             )
         )
 
@@ -204,6 +210,14 @@ class Client:
     def random_objects(self, count: int = 1, seed: int | None = None) -> Table:
         """Objects drawn at random; the same ones for the same seed."""
         return self.send(calls.random_objects(count, seed))
+
+    def lists(self) -> dict[str, dict[str, Any]]:
+        """The survey-wide lists of the served index, by kind: rows, found, created, parameters."""
+        return self.send(calls.lists())
+
+    def list_rows(self, kind: str, *, modality: str | None = None, offset: int = 0, limit: int | None = None) -> Table:
+        """Rows of a survey-wide list: "isolated", "disagreeing" or "duplicates". Raises NotFoundError."""
+        return self.send(calls.one_list(kind, modality, offset, limit))
 
     def info(self) -> dict[str, Any]:
         """Models, indexes, limits, versions, licences and citations."""

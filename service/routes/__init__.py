@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.routes import embed, health, info, objects, pages, search, vo
+from service.routes import embed, health, info, lists, objects, pages, search, vo
 
 __all__ = ["ROUTERS"]
 
@@ -12,6 +12,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     embed.router,
     search.router,
     objects.router,
+    lists.router,
     info.router,
     vo.router,
     health.router,

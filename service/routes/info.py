@@ -32,6 +32,7 @@ _LIMITS = (
     "max_query_depth",
     "max_columns",
     "max_density_bins",
+    "max_explain_passes",
     "max_radius_arcsec",
     "max_rows",
     "max_in_flight",

@@ -11,6 +11,7 @@ from astroclip.errors import InputError
 from astroclip.types import Flag, Modality
 from service.answer import estimate_answer, flag_models, search_answer
 from service.engine import Embedded, Engine, Prepared
+from service.explanation import check_explain, explain_answer
 from service.query import named_uploads
 from service.routes.common import ERRORS, engine_of, json_answer, settings_of, table_meta
 from service.schemas import EstimateAnswer, EstimateRequest, SearchAnswer, SearchRequest
@@ -49,6 +50,8 @@ async def search(request: Request) -> Response:
     asked, embedded, extra = await _read(request, engine, trace, SearchRequest)
     answer = await engine.search(trace, search_answer, engine, asked, embedded, trace.request_id)
     answer.trust.flags = [*flag_models(extra), *answer.trust.flags]
+    if asked.explain:
+        answer.explanation = await explain_answer(engine, trace, asked, embedded, answer)
     fmt = chosen_format(request)
     return json_answer(answer) if fmt == "json" else _hits_table(answer, fmt, engine)
 
@@ -66,6 +69,8 @@ async def estimate(request: Request) -> Response:
     asked, embedded, extra = await _read(request, engine, trace, EstimateRequest)
     answer = await engine.search(trace, estimate_answer, engine, asked, embedded, trace.request_id)
     answer.trust.flags = [*flag_models(extra), *answer.trust.flags]
+    if asked.explain:
+        answer.explanation = await explain_answer(engine, trace, asked, embedded, answer)
     fmt = chosen_format(request)
     if fmt == "json":
         return json_answer(answer)
@@ -79,11 +84,12 @@ async def _read(
 ) -> tuple[Any, dict[Modality, Embedded], list[Flag]]:
     """The request, its uploads as vectors, and remarks on them."""
     asked, uploads = await read_request(request, kind, settings_of(request))
-    chosen_format(request)  # a wrong one is refused before the work is done
+    fmt = chosen_format(request)  # a wrong one is refused before the work is done
     options = read_options(request)
     embedded: dict[Modality, Embedded] = {}
     flags: list[Flag] = []
     wanted = named_uploads(asked.query, tuple(uploads), engine.settings)
+    check_explain(engine, asked, dict.fromkeys(wanted), fmt)
     for modality in wanted:
         embedded[modality], notes = await _one(engine, uploads[modality], modality, options, trace)
         flags += notes

@@ -8,7 +8,7 @@ import json
 import pytest
 import typer
 from astropy.io.votable import parse_single_table
-from survey import sdss_fits
+from survey import image_fits, sdss_fits
 from typer.testing import CliRunner
 
 from astroclip.errors import InputError, NotFoundError, ProvenanceError
@@ -99,3 +99,19 @@ def test_index_of_another_model_is_not_served(settings, tmp_path):
     weights.write_bytes(content)
     with pytest.raises(ProvenanceError):
         cli._load(settings.model_copy(update={"model_dir": other}))
+
+
+def test_explanation_is_drawn_into_a_file(run, tmp_path, spectrum, galaxy):
+    (tmp_path / "spectrum.fits").write_bytes(sdss_fits(spectrum))
+    (tmp_path / "cutout.fits").write_bytes(image_fits(galaxy))
+    one = ["--spectrum", str(tmp_path / "spectrum.fits")]
+    run("search", *one, "--explain", str(tmp_path / "why.svg"))
+    assert (tmp_path / "why.svg").read_text().startswith("<svg")
+    both = [*one, "--image", str(tmp_path / "cutout.fits")]
+    answer = json.loads(run("estimate", *both, "--explain", str(tmp_path / "two.svg"), "--format", "json"))
+    assert {path.name for path in tmp_path.glob("two*")} == {"two-image.svg", "two-spectrum.svg"}
+    assert set(answer["explanation"]) == {"image", "spectrum"}
+    with pytest.raises(InputError, match="ending in .svg"):
+        run("search", *one, "--explain", str(tmp_path / "why.png"))
+    with pytest.raises(InputError, match="without an upload"):
+        run("search", "--id", ID, "--explain", str(tmp_path / "why.svg"))

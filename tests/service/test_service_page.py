@@ -87,6 +87,30 @@ def test_uploads_alone_and_together(browser, site, tmp_path, galaxy, spectrum):
     assert browser.errors == []
 
 
+def test_why_a_hit_matches_an_upload(browser, site, tmp_path, galaxy, spectrum):
+    (tmp_path / "cutout.fits").write_bytes(image_fits(galaxy))
+    (tmp_path / "spec-1.fits").write_bytes(sdss_fits(spectrum))
+    browser.open(site)
+    browser.choose_files("#file", tmp_path / "spec-1.fits")
+    results(browser)
+    hit = browser.evaluate("document.querySelectorAll('#hits .hit .id')[2].innerText")
+    browser.evaluate("document.querySelectorAll('#hits .ask-why')[2].click()")
+    drawn = "[...document.querySelectorAll('#why img')].filter((i) => i.complete && i.naturalWidth > 0).length"
+    browser.wait(f"{drawn} === 1", timeout_s=60)
+    assert hit in text(browser, "#why") and "Amber" in text(browser, "#why")
+    browser.choose_files("#file", tmp_path / "spec-1.fits", tmp_path / "cutout.fits")
+    browser.wait("document.querySelector('#query img') && !document.querySelector('#why img')")
+    browser.evaluate("document.querySelector('#hits .ask-why').click()")
+    browser.wait(f"{drawn} === 2", timeout_s=60)
+    assert browser.errors == []
+
+
+def test_objects_of_the_index_are_not_explained(browser, site):
+    browser.open(f"{site}/#{ID}")
+    results(browser)
+    assert browser.evaluate("document.querySelectorAll('.ask-why').length") == 0
+
+
 def test_options_are_obeyed(browser, site):
     browser.open(site)
     browser.evaluate(

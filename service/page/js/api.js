@@ -28,12 +28,13 @@ export const object = (id) => call(`/v1/objects/${encodeURIComponent(id)}`);
 export const randomObjects = (count) => call(`/v1/objects?random=${count}`);
 export const spectrum = (url) => call(url);
 
-// request: {query?, target?, k, exclude_arcsec?, preview}; files: 0, 1 or 2 File; read: options for reading files.
+// request: {query?, target?, k, exclude_arcsec?, preview, explain?}; files: 0, 1 or 2 File; read: options for reading files.
 export async function estimate(request, files, read) {
   if (files.length === 0) return json("/v1/estimate", request);
   if (files.length === 1) {
     // The bytes say whether it is an image or a spectrum; the type a browser guesses from a name does not.
-    const parameters = new URLSearchParams({ ...request, ...read });
+    const plain = Object.entries(request).map(([name, value]) => [name, typeof value === "object" ? JSON.stringify(value) : value]);
+    const parameters = new URLSearchParams([...plain, ...Object.entries(read)]);
     const headers = { "content-type": "application/octet-stream" };
     return call(`/v1/estimate?${parameters}`, { method: "POST", headers, body: files[0] });
   }

@@ -42,7 +42,7 @@ async function ask(query, files = []) {
     const record = files.length || !id ? null : (await api.object(id)).object;
     if (mine !== latest) return;
     at("start").hidden = true;
-    view.show(answer, record, files, (next) => lookup(next));
+    view.show(answer, record, files, (next) => lookup(next), files.length ? (id) => why(id, files, read) : null);
     if (about) view.provenance(about, answer.request_id);
     at("status").textContent = "";
     at("results").focus({ preventScroll: true });
@@ -52,6 +52,20 @@ async function ask(query, files = []) {
     view.problem(error);
   } finally {
     if (mine === latest) for (const button of [at("go"), at("random")]) button.disabled = false;
+  }
+}
+
+// What in the uploaded files makes them resemble one of the hits: hundreds of passes of the model, so only when asked.
+async function why(id, files, read) {
+  const mine = latest;
+  at("status").textContent = `Hiding the upload piece by piece, against ${id} …`;
+  try {
+    const { explanation } = await api.estimate({ ...request(), preview: false, explain: { object_id: id } }, files, read);
+    if (mine === latest) view.explained(explanation);
+  } catch (error) {
+    if (mine === latest) view.unexplained(error);
+  } finally {
+    if (mine === latest) at("status").textContent = "";
   }
 }
 

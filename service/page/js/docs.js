@@ -11,6 +11,7 @@ curl -s HOST/v1/search -F image=@cutout.fits -F spectrum=@coadd.fits -F 'request
   "/v1/estimate": "curl -s --data-binary @spectrum.fits 'HOST/v1/estimate?modality=spectrum&k=16'",
   "/v1/objects": "curl -s 'HOST/v1/objects?ra=12:34:56&dec=-00:12:34&radius_arcsec=30&format=csv'",
   "/v1/objects/{object_id}": "curl -s HOST/v1/objects/ID",
+  "/v1/lists/{kind}": "curl -s 'HOST/v1/lists/isolated?modality=spectrum&limit=20&format=csv'",
   "/v1/info": "curl -s HOST/v1/info",
   "/scs": "curl -s 'HOST/scs?RA=188.7&DEC=-0.2&SR=0.1'",
 };

@@ -6,15 +6,16 @@ import { estimateStrip, spectrumPlot } from "./plot.js";
 
 const at = (id) => document.getElementById(id);
 
-// record: the query's own catalogue row where it is an object of the index, else null; files: what was uploaded.
-export function show(answer, record, files, search) {
+// record: the query's own catalogue row where it is an object of the index, else null; files: what was uploaded;
+// why: asks what made a hit match, null where nothing was uploaded.
+export function show(answer, record, files, search, why) {
   const redshift = answer.estimates.find((e) => e.name === "redshift")?.value ?? null;
   at("query").replaceChildren(query(answer, record, files, redshift));
   at("estimates-title").textContent = answer.method === "head" ? "What its embedding says" : "What its neighbours say";
   at("estimates").replaceChildren(...estimates(answer, record));
   at("trust").replaceChildren(trust(answer));
   at("hits-note").textContent = searchNote(answer);
-  at("hits").replaceChildren(...answer.hits.map((hit, i) => card(hit, i, search)));
+  at("hits").replaceChildren(...answer.hits.map((hit, i) => card(hit, i, search, why)));
   at("results").hidden = false;
 }
 
@@ -41,7 +42,25 @@ function query(answer, record, files, redshift) {
     spectrumPlot(spectrum, { width: 440, height: 150, axis: true, redshift, label: "The query's spectrum" }));
   if (asked.spectrum) draw(asked.spectrum);
   else if (record?.previews.spectrum) api.spectrum(record.previews.spectrum).then(draw, () => {});
+  box.append(element("div", { id: "why", class: "why", "aria-live": "polite" }));
   return box;
+}
+
+// --- why a hit matches -------------------------------------------------------------------------------------------------
+
+export function explained(explanation) {
+  const parts = Object.entries(explanation).flatMap(([kind, found]) => [
+    element("h3", {}, `Why ${found.against.object_id}?`),
+    element("img", { class: kind, src: found.plot, alt: `What in the ${kind} makes it resemble ${found.against.object_id}` }),
+    element("p", { class: "legend" }, `Amber: hiding it lowers the similarity (${number(found.score, 3)}), by at most ` +
+      `${number(Math.max(...found.drop), 2)} a window; blue: hiding it raises it. Scattered over the ${kind}, as many hidden pixels ` +
+      `change it by ${number(found.control, 1)}.`)]);
+  at("why").replaceChildren(...parts);
+  at("why").scrollIntoView({ block: "nearest" });
+}
+
+export function unexplained(error) {
+  at("why").replaceChildren(element("p", { class: "problem" }, error.message));
 }
 
 // --- estimates ---------------------------------------------------------------------------------------------------------
@@ -99,7 +118,7 @@ function searchNote(answer) {
 
 // --- neighbours --------------------------------------------------------------------------------------------------------
 
-function card(hit, i, search) {
+function card(hit, i, search, why) {
   const picture = hit.previews.image
     ? element("img", { class: "cutout", src: hit.previews.image, alt: `Image of ${hit.object_id}`, loading: "lazy" })
     : element("div", { class: "none" }, "no image");
@@ -110,7 +129,8 @@ function card(hit, i, search) {
       ["Percentile", hit.percentile === null ? null : percentile(hit.percentile)],
       ["Redshift", typeof hit.properties.redshift === "number" ? hit.properties.redshift.toFixed(4) : null],
       ["log M", typeof hit.properties.log_stellar_mass === "number" ? hit.properties.log_stellar_mass.toFixed(2) : null],
-    ]));
+    ]),
+    why ? element("button", { type: "button", class: "ask-why", onclick: () => why(hit.object_id) }, "Why?") : null);
   if (hit.previews.spectrum) {
     api.spectrum(hit.previews.spectrum).then(
       (found) => body.append(spectrumPlot(found, { label: `Spectrum of ${hit.object_id}` })), () => {});

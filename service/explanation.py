@@ -1,0 +1,141 @@
+"""Explanations of a match, on request: uploads occluded window by window against the vector of one object.
+
+The passes run in the inference thread in batches, each waiting its turn, so other requests come in between; one
+explanation at a time, of at most `max_explain_passes` passes a modality.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from astroclip.errors import InputError
+from astroclip.explain import LEAST_PASSES, Explanation, Occlusion
+from astroclip.types import MODALITIES, Modality
+from service.engine import Embedded, Engine
+from service.explain_plot import data_url, image_svg, spectrum_svg
+from service.query import Vector, object_row
+from service.schemas import ExplainAgainst, ExplanationModel, ObjectQuery, SearchAnswer, SearchRequest
+from service.trace import Trace
+
+__all__ = ["check_explain", "explain_answer"]
+
+_DIGITS = 6
+
+
+def check_explain(engine: Engine, request: SearchRequest, uploads: Mapping[Modality, Any], fmt: str) -> None:
+    """Refuse, before any work, what cannot be explained. Raises InputError, NotFoundError."""
+    if not request.explain:
+        return
+    if engine.settings.max_explain_passes < LEAST_PASSES:
+        raise InputError(
+            "This service does not explain: max_explain_passes is below what it takes. Leave explain out.",
+            code="explain_off",
+            field="explain",
+            limit=engine.settings.max_explain_passes,
+        )
+    if not uploads:
+        raise InputError(
+            "explain was asked for without an upload; of its own objects the index keeps vectors and previews only, "
+            "which cannot be embedded again. Upload the image or the spectrum.",
+            code="no_upload",
+            field="explain",
+        )
+    if fmt != "json":
+        raise InputError(
+            f"explain was asked for in a {fmt} table, which has no place for it. Ask for JSON.",
+            code="invalid_value",
+            field="explain",
+        )
+    if isinstance(request.explain, ExplainAgainst):
+        object_row(engine.index, request.explain.object_id)
+
+
+async def explain_answer(
+    engine: Engine, trace: Trace, request: SearchRequest, uploads: Mapping[Modality, Embedded], answer: SearchAnswer
+) -> dict[Modality, ExplanationModel]:
+    """What in each upload made it resemble the top hit, or the object that the request names."""
+    against, reference = _reference(engine, request, uploads, answer)
+    out: dict[Modality, ExplanationModel] = {}
+    async with engine.explaining:
+        for modality in MODALITIES:
+            if modality not in uploads or uploads[modality].vector is None:
+                continue
+            grid = uploads[modality].prepared.grid
+            assert grid is not None
+            occlusion = Occlusion(grid, engine.settings.max_explain_passes)
+            batch = engine.settings.encode_batch
+            vectors = [
+                await engine.encode(trace, occlusion.views, start, start + batch)
+                for start in range(0, len(occlusion), batch)
+            ]
+            found = occlusion.read(np.concatenate(vectors), reference)
+            out[modality] = await engine.search(trace, _model, engine, grid, found, against)
+    return out
+
+
+def _reference(
+    engine: Engine, request: SearchRequest, uploads: Mapping[Modality, Embedded], answer: SearchAnswer
+) -> tuple[ObjectQuery, Vector]:
+    """Which object is asked against and its vector: in the modality named, else the hit's, else the target's, else
+    the upload's own."""
+    named = request.explain if isinstance(request.explain, ExplainAgainst) else None
+    if named is None and not answer.hits:
+        raise InputError(
+            "There is no hit to explain: nothing passes filter and exclusions. Widen them, or name an object.",
+            code="no_hit",
+            field="explain",
+        )
+    object_id = named.object_id if named else answer.hits[0].object_id
+    hit = next((hit for hit in answer.hits if hit.object_id == object_id), None)
+    target = request.target if request.target != "either" else None
+    wishes: list[Modality | None] = [named.modality] if named and named.modality else []
+    if not wishes:
+        wishes = [hit.modality if hit else None, target, *uploads, *MODALITIES]
+    row = object_row(engine.index, object_id)
+    for modality in wishes:
+        vector = None if modality is None else engine.index.vector(row, modality)
+        if vector is not None:
+            return ObjectQuery(object_id=object_id, modality=modality), vector / np.linalg.norm(vector)
+    raise InputError(
+        f"The object {object_id[:80]} has no {wishes[0]} in the index. Ask against its other modality.",
+        code="no_such_modality",
+        field="explain.modality",
+    )
+
+
+def _model(engine: Engine, grid: Any, found: Explanation, against: ObjectQuery) -> ExplanationModel:
+    title = f"{found.modality} against {against.object_id} ({against.modality}): cosine {found.score:.3f}"
+    title += f", at most {max(float(found.drop.max()), 0.0):.3f} lost in a window, {found.control:.4f} scattered"
+    common: dict[str, Any] = {
+        "against": against,
+        "score": round(found.score, _DIGITS),
+        "control": round(found.control, _DIGITS),
+        "drop": [round(float(d), _DIGITS) for d in found.drop],
+        "share": [round(float(s), _DIGITS) for s in found.share],
+        "passes": found.passes,
+    }
+    if found.modality == "image":
+        svg = image_svg(_jpeg(grid, engine), found.importance, title)
+        scale = engine.embedder.image_grid.pixel_scale_arcsec
+        return ExplanationModel(
+            **common, unit="pixel", windows=found.windows.tolist(), pixel_scale_arcsec=scale, plot=data_url(svg)
+        )
+    wave = engine.embedder.spectrum_grid.wave
+    svg = spectrum_svg(wave, grid.flux, grid.ivar, found.importance, title)
+    ranges = [[round(float(wave[a]), 2), round(float(wave[b - 1]), 2)] for a, b in found.windows]
+    return ExplanationModel(**common, unit="Angstrom", windows=ranges, plot=data_url(svg))
+
+
+def _jpeg(grid: Any, engine: Engine) -> bytes:
+    import PIL.Image
+
+    from index.previews import legacy_rgb
+
+    stream = io.BytesIO()
+    rgb = legacy_rgb(grid.pixels[None], engine.embedder.image_grid.bands)[0]
+    PIL.Image.fromarray(rgb).resize((288, 288), PIL.Image.Resampling.BICUBIC).save(stream, "JPEG", quality=80)
+    return stream.getvalue()
