@@ -7,7 +7,15 @@ estimates = estimate(index, hits[0])
 
 from index.build import BuildOptions, append_index, build_index
 from index.head_estimate import Histogram, head_estimate, head_histogram
-from index.knn_estimate import Estimates, estimate, estimate_many, knn_histogram, neighbours_wanted, stacked
+from index.knn_estimate import (
+    Estimates,
+    best_target,
+    estimate,
+    estimate_many,
+    knn_histogram,
+    neighbours_wanted,
+    stacked,
+)
 from index.regress import Estimate, Regression, knn_regress
 from index.store import Hits, SearchReport, SurveyIndex
 from index.trust import Trust, assess, ood_p
@@ -24,6 +32,7 @@ __all__ = [
     "Trust",
     "append_index",
     "assess",
+    "best_target",
     "build_index",
     "estimate",
     "estimate_many",

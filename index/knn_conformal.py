@@ -20,6 +20,7 @@ weighs both the value and its interval.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,9 +43,7 @@ __all__ = [
 ]
 
 LADDER = (1, 2, 4, 8, 16, 32, 64)
-OWN_UP_TO = (
-    32  # the largest k an index chooses by itself: 64 was never better by 1 %, and hits are there to be looked at
-)
+OWN_UP_TO = 32  # the largest k an index chooses: 64 was never 1 % better, and hits are there to be looked at
 BINS = 3
 BIN_SCORES = 60  # scores from which a bin stands alone; with fewer it takes those of all bins
 # Coverages whose quantiles are kept; one asked for between two is answered with the wider. The last, 1, is the axis.
@@ -79,7 +78,7 @@ class Rung:
 
 def rung_of(k: int) -> int:
     """Place in `LADDER` of the calibration that speaks for k neighbours: the largest not above it."""
-    return max(i for i, rung in enumerate(LADDER) if rung <= max(k, LADDER[0]))
+    return max(bisect_right(LADDER, k) - 1, 0)
 
 
 def neighbourhood(x: Array, d: Array, k: Sequence[int], median: Sequence[bool]) -> Neighbourhood:

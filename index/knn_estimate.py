@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from astroclip.errors import InputError
+from index.density import from_units, to_units
 from index.head_estimate import SHOWN, Histogram
 from index.knn_conformal import intervals, neighbourhood, rung_of
 from index.knn_files import Pair
@@ -18,7 +19,15 @@ from index.regress import DEFAULT_K, Estimate, check_coverage, distances, knn_re
 if TYPE_CHECKING:
     from index.store import Hits, SurveyIndex
 
-__all__ = ["Estimates", "estimate", "estimate_many", "knn_histogram", "neighbours_wanted", "stacked"]
+__all__ = [
+    "Estimates",
+    "best_target",
+    "estimate",
+    "estimate_many",
+    "knn_histogram",
+    "neighbours_wanted",
+    "stacked",
+]
 
 Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
@@ -99,12 +108,13 @@ def estimate_many(
         entries = [known[name] for name in chosen]
         ks = [entry.k if k is None else k for entry in entries]
         rungs = [entry.rungs[rung_of(used)] for entry, used in zip(entries, ks, strict=True)]
-        x = np.stack([entry.axis.to_unit(index.catalog.values(entry.axis.name)[rows]) for entry in entries], axis=1)
-        found = neighbourhood(x, d, ks, [rung.median for rung in rungs])
-        ends = (found.value, *intervals(found, rungs, coverage))
-        for i, (entry, used) in enumerate(zip(entries, ks, strict=True)):
-            name = entry.axis.name
-            value, lo, hi = (entry.axis.from_unit(end[:, i]) for end in ends)
+        axes = [entry.axis for entry in entries]
+        reach = max(ks)
+        values = np.stack([index.catalog.values(name)[rows[:, :reach]] for name in chosen], axis=1)
+        found = neighbourhood(to_units(axes, values), d[:, :reach], ks, [rung.median for rung in rungs])
+        ends = from_units(axes, np.stack([found.value, *intervals(found, rungs, coverage)], axis=2))
+        for i, (name, used) in enumerate(zip(chosen, ks, strict=True)):
+            value, lo, hi = ends[:, i].T
             out[name] = Estimates(name, units[name], value, lo, hi, found.n_eff[:, i], used, True)
     for name in units:
         if name not in out:
@@ -115,7 +125,7 @@ def estimate_many(
 
 
 def knn_histogram(
-    index: SurveyIndex, hits: Hits, properties: Sequence[str], bins: int, pair: Pair
+    index: SurveyIndex, hits: Hits, properties: Sequence[str], bins: int, pair: Pair | None
 ) -> list[Histogram | None]:
     """Densities of the properties of one query from its hits, in `bins` bins of equal width on their axes.
 
@@ -127,12 +137,12 @@ def knn_histogram(
     out: list[Histogram | None] = []
     for name in properties:
         unit_of(index, name)
-        entry = index.knn.get(pair, {}).get(name)
+        entry = index.knn.get(pair, {}).get(name) if pair else None
         if entry is None:
+            asked = f"a query by {pair[0]} among {pair[1]}" if pair else "such a query"
             raise InputError(
-                f"the index {index.index_id!r} has no calibration of {name} for a query by {pair[0]} among {pair[1]}; "
-                "wanted one for a density from neighbours; build the index again, ask with method head, or leave "
-                "density out",
+                f"the index {index.index_id!r} has no calibration of {name} for {asked}; wanted one for a density from "
+                "neighbours; ask with method head, build the index again, or leave density out",
                 code="no_density",
                 field="density",
             )
@@ -156,6 +166,17 @@ def neighbours_wanted(
     entries = [known[name] for name in names if name in known]
     ks = [entry.k for entry in entries] + [entry.smoothing.k for entry in entries if density]
     return max(ks + [DEFAULT_K] * (len(entries) < len(names)))
+
+
+def best_target(index: SurveyIndex, query: str) -> str | None:
+    """Where neighbours tell most about a query of this kind: the target whose densities had the least score (mean of
+    its logarithm over the default properties) when the index was built. None where the index has not measured it."""
+    pairs = index.manifest.calibration.get("knn", {}).get("pairs", [])
+    reports = {pair["target"]: pair["properties"] for pair in pairs if pair["query"] == query}
+    names = [name for name in index.default_properties if all(name in report for report in reports.values())]
+    if not reports or not names:
+        return None
+    return min(reports, key=lambda t: float(np.mean([np.log(max(reports[t][n]["crps"], 1e-12)) for n in names])))
 
 
 def stacked(hits: Sequence[Hits]) -> tuple[Rows, Scores]:
