@@ -2,9 +2,10 @@
 
 For every pair of what a query may be (image, spectrum, both: the mean of the two unit vectors, as the service fuses
 them) and where neighbours may be sought (image, spectrum, either), a sample of the objects looks its neighbours up, its
-own row excluded. Half of the sample, drawn by the seed, chooses k, mean or median, the scale of the intervals and the
-smoothing of the densities; the other half calibrates them. What the manifest reports was measured on a quarter of the
-sample, with a calibration on another quarter alone; the stored one uses both.
+own row excluded. A quarter of the sample, drawn by the seed, chooses k, mean or median, the scale of the intervals and
+the smoothing of the densities; the rest calibrates them: a few numbers are chosen well enough on fewer objects than
+fix a coverage to half a per cent. What the manifest reports was measured on one half of that rest, with a calibration
+on the other half alone; the stored one uses both.
 
 Queries drawn as the index's objects are what this speaks for. Objects that are in the index twice, or that the model
 was trained on, lie nearer to their neighbours than a new one would: then intervals come out too narrow.
@@ -34,10 +35,11 @@ from index.vectors import VectorTable
 __all__ = ["KNN_FILE", "KNN_FROM", "KNN_SAMPLE", "calibrate_knn"]
 
 KNN_FILE = "calibration/knn.safetensors"
-KNN_FROM = 500  # labels from which a property is calibrated: 250 choose, 83 stand in each bin of distance
+KNN_FROM = 500  # labels from which a property is calibrated: 125 choose, 125 stand in each bin of distance
 KNN_SAMPLE = 20_000  # objects asked for at most; coverage is then known to 0.5 %
 _PAIRS = 10**10  # query-vector pairs of one search at most: 10,000 objects at a million vectors, about a minute
 _LEAST = 4096
+_CHOOSING = 0.25
 _COVERAGES = (0.68, 0.90, 0.95)
 _JUDGED = 500  # objects that the score of the densities is measured on
 _TAUS = (np.arange(25) + 0.5) / 25
@@ -145,7 +147,7 @@ def _calibrated(
     if np.count_nonzero(known) < KNN_FROM:
         return None
     x, d, y = x[known], d[known], y[known]
-    choosing, calibrating = np.array_split(rng.permutation(len(y)), 2)
+    choosing, calibrating = np.split(rng.permutation(len(y)), [int(_CHOOSING * len(y))])
     fitted = [fit_rung(x, d, y, k, choosing, calibrating) for k in LADDER]
     own = int(np.argmin([crps for k, (_, crps) in zip(LADDER, fitted, strict=True) if k <= OWN_UP_TO]))
     smoothing = choose_smoothing(x[choosing], d[choosing], y[choosing])
