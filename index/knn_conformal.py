@@ -86,21 +86,29 @@ def neighbourhood(x: Array, d: Array, k: Sequence[int], median: Sequence[bool]) 
 
     x: (Q, P, K) values, NaN where unknown; d: (Q, K) distances, infinite where there is no neighbour.
     """
-    used = np.arange(d.shape[1]) < np.asarray(k)[:, None]
-    known = np.isfinite(x) & (used & np.isfinite(d)[:, None])
-    w = np.where(known, 1.0 / np.maximum(d, MIN_DISTANCE)[:, None], 0.0)
-    x = np.where(known, x, 0.0)
-    total, count = w.sum(axis=2), known.sum(axis=2)
+    present = np.isfinite(d)
+    near = np.where(present, d, 0.0)
+    w = present / np.maximum(d, MIN_DISTANCE)
+    counted = np.isfinite(x) & (np.arange(d.shape[1]) < np.asarray(k)[:, None])
+    x = np.where(counted, x, 0.0)
+    # one product for all sums over the neighbours that count: this is most of what an estimate adds to a search
+    sums = counted.astype(np.float64) @ np.stack([w, w * w, present, near], axis=2)
+    total, squares, count, distance = (sums[:, :, i] for i in range(4))
     with np.errstate(invalid="ignore", divide="ignore"):
-        value = np.einsum("qpk,qpk->qp", w, x) / total
+        value = (x @ w[:, :, None])[:, :, 0] / total
         chosen = np.flatnonzero(median)
         if len(chosen):
-            some = (x[:, chosen].reshape(-1, x.shape[2]), w[:, chosen].reshape(-1, x.shape[2]))
-            value[:, chosen] = weighted_quantiles(*some, (0.5,))[0].reshape(len(x), -1)
-        spread = np.einsum("qpk,qpk->qp", w, np.abs(x - value[:, :, None])) / total
-        distance = np.einsum("qpk,qk->qp", known, np.where(np.isfinite(d), d, 0.0)) / count
-        n_eff = np.where(count > 0, total**2 / np.einsum("qpk,qpk->qp", w, w), 0.0)
-    return Neighbourhood(value, spread, distance, n_eff)
+            reach = max(k[i] for i in chosen)
+            some = x[:, chosen, :reach], (counted[:, chosen] * w[:, None])[:, :, :reach]
+            flat = (part.reshape(-1, part.shape[2]) for part in some)
+            value[:, chosen] = weighted_quantiles(*flat, (0.5,))[0].reshape(len(x), -1)
+        off = np.abs(x - value[:, :, None], where=counted, out=np.zeros_like(x))
+        return Neighbourhood(
+            value,
+            spread=(off @ w[:, :, None])[:, :, 0] / total,
+            distance=distance / count,
+            n_eff=np.where(count > 0, total**2 / squares, 0.0),
+        )
 
 
 def intervals(found: Neighbourhood, rungs: Sequence[Rung], coverage: float) -> tuple[Array, Array]:
