@@ -7,13 +7,23 @@ estimates = estimate(index, hits[0])
 
 from index.build import BuildOptions, append_index, build_index
 from index.head_estimate import Histogram, head_estimate, head_histogram
-from index.regress import Estimate, Regression, estimate, knn_regress
+from index.knn_estimate import (
+    Estimates,
+    best_target,
+    estimate,
+    estimate_many,
+    knn_histogram,
+    neighbours_wanted,
+    stacked,
+)
+from index.regress import Estimate, Regression, knn_regress
 from index.store import Hits, SearchReport, SurveyIndex
 from index.trust import Trust, assess, ood_p
 
 __all__ = [
     "BuildOptions",
     "Estimate",
+    "Estimates",
     "Histogram",
     "Hits",
     "Regression",
@@ -22,10 +32,15 @@ __all__ = [
     "Trust",
     "append_index",
     "assess",
+    "best_target",
     "build_index",
     "estimate",
+    "estimate_many",
     "head_estimate",
     "head_histogram",
+    "knn_histogram",
     "knn_regress",
+    "neighbours_wanted",
     "ood_p",
+    "stacked",
 ]

@@ -23,9 +23,10 @@ import pyarrow.parquet as pq
 from astroclip.errors import InputError, ProvenanceError
 from astroclip.types import MODALITIES
 from index.backends import ANN
-from index.calibrate import KTH, kth_scores, sample_scores
+from index.calibrate import KTH, ScoreTable, kth_scores, sample_scores
 from index.catalog import CATALOG, STANDARD_PROPERTIES
 from index.head_build import WhenHeads, fit_heads
+from index.knn_build import calibrate_knn
 from index.manifest import MANIFEST, Manifest
 from index.parts import PartsInfo, read_info, read_parts
 from index.previews import write_previews
@@ -182,7 +183,7 @@ class _Writer:
             counts={"objects": catalog.num_rows, **{m: len(t) for m, t in tables.items()}, "skipped": skipped},
             backends=self._graphs(folder, tables, base),
             properties=properties,
-            calibration=self._calibration(folder, tables),
+            calibration=self._calibration(folder, tables, catalog, properties),
             previews=record,
             heads=self._heads(folder, tables, catalog, properties),
             licence=self.options.licence,
@@ -269,10 +270,13 @@ class _Writer:
             out[target] = {name: {**built.settings, **measure(built, table, tables, self._rng)}}
         return out
 
-    def _calibration(self, folder: Path, tables: Mapping[str, VectorTable]) -> dict[str, Any]:
+    def _calibration(
+        self, folder: Path, tables: Mapping[str, VectorTable], catalog: pa.Table, properties: Mapping[str, str]
+    ) -> dict[str, Any]:
         self._say("calibration")
         (folder / "calibration").mkdir()
         scores, kth = [], {}
+        percentiles: dict[tuple[str, str], ScoreTable] = {}
         for query in MODALITIES:
             for target in MODALITIES:
                 table = sample_scores(tables[query], tables[target], self._rng)
@@ -280,11 +284,14 @@ class _Writer:
                     name = f"calibration/scores-{query}-{target}.npy"
                     np.save(folder / name, table.to_array())
                     scores.append({"query": query, "target": target, "file": name})
+                    percentiles[query, target] = table
             alone = kth_scores(tables[query], self._rng)
             if len(alone):
                 kth[query] = f"calibration/kth-{query}.npy"
                 np.save(folder / kth[query], alone)
-        return {"scores": scores, "kth": {"k": KTH, "files": kth}, "seed": self.options.seed}
+        seed = self.options.seed
+        knn = calibrate_knn(folder, tables, catalog, properties, percentiles, seed=seed, say=self._say)
+        return {"scores": scores, "kth": {"k": KTH, "files": kth}, "seed": seed, **knn}
 
     def _heads(
         self, folder: Path, tables: Mapping[str, VectorTable], catalog: pa.Table, properties: Mapping[str, str]

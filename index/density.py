@@ -13,6 +13,7 @@ Everything is on a grid of equal cells; within a cell the density is constant, h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAX_CELLS", "Axis", "cdf", "pdf", "probabilities", "quantiles"]
+__all__ = ["MAX_CELLS", "Axis", "cdf", "from_units", "pdf", "probabilities", "quantiles", "to_units"]
 
 MAX_CELLS = 4096  # of a fit; what a batch of 64 over all of them costs is what a fit costs
 CELLS_PER_CYCLE = 10  # of the highest frequency; the sum over cells then equals the integral to rounding
@@ -75,6 +76,31 @@ class Axis:
     def centres(self, cells: int) -> Array:
         """(cells,) u of the middles of equal cells."""
         return (np.arange(cells) + 0.5) / cells
+
+
+def to_units(axes: Sequence[Axis], values: Array) -> Array:
+    """`Axis.to_unit` of P properties at once: values (Q, P, ...) -> the same shape."""
+    lo, width, logs = _shaped(axes, values.ndim)
+    values = np.array(values, np.float64)
+    for i in logs:
+        values[:, i] = np.log1p(np.maximum(values[:, i], np.expm1(axes[i].lo)))
+    return np.minimum(np.maximum((values - lo) / width, 0.0), 1.0)
+
+
+def from_units(axes: Sequence[Axis], u: Array) -> Array:
+    """`Axis.from_unit` of P properties at once: u (Q, P, ...) -> the same shape."""
+    lo, width, logs = _shaped(axes, u.ndim)
+    values = lo + u * width
+    for i in logs:
+        values[:, i] = np.expm1(values[:, i])
+    return np.asarray(values, np.float64)
+
+
+def _shaped(axes: Sequence[Axis], ndim: int) -> tuple[Array, Array, list[int]]:
+    """Ends and widths to broadcast along the second of `ndim` dimensions, and which axes are logarithmic."""
+    shape = (-1,) + (1,) * (ndim - 2)
+    lo, width = np.array([axis.lo for axis in axes]), np.array([axis.width for axis in axes])
+    return lo.reshape(shape), width.reshape(shape), [i for i, axis in enumerate(axes) if axis.log1p]
 
 
 def probabilities(axis: Axis, coefficients: Array) -> Array:

@@ -14,14 +14,14 @@ from astroclip.types import MODALITIES, Modality
 from index.density import cdf, quantiles
 from index.head_build import BOTH
 from index.heads import PropertyDensity
-from index.regress import Estimate, unit_of
+from index.regress import Estimate, check_coverage, unit_of
 
 if TYPE_CHECKING:
     from index.store import SurveyIndex
 
-__all__ = ["Histogram", "head_estimate", "head_histogram"]
+__all__ = ["SHOWN", "Histogram", "head_estimate", "head_histogram"]
 
-_SHOWN = (0.0005, 0.9995)  # quantiles between which a histogram lies
+SHOWN = (0.0005, 0.9995)  # quantiles between which a histogram lies
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,7 @@ def head_estimate(
     the index's standard ones that have a head. n_eff is None: no neighbours are behind it. Raises InputError (code
     "no_heads") where the index has no head for these modalities, NotFoundError for a property without one.
     """
-    if not 0.0 < coverage < 1.0:
-        raise InputError(
-            f"coverage {coverage}; wanted a probability between 0 and 1, such as 0.68",
-            code="bad_coverage",
-            field="coverage",
-        )
+    check_coverage(coverage)
     out = []
     for name, entry, vector in _entries(index, vectors, properties):
         levels = entry.calibrated(np.array([(1.0 - coverage) / 2.0, 0.5, (1.0 + coverage) / 2.0]))
@@ -70,7 +65,7 @@ def head_histogram(
     out = []
     for name, entry, vector in _entries(index, vectors, properties):
         p, axis = entry.probabilities(vector[None]), entry.axis
-        lo, hi = axis.to_unit(quantiles(axis, p, np.array(_SHOWN))[0])
+        lo, hi = axis.to_unit(quantiles(axis, p, np.array(SHOWN))[0])
         edges = axis.from_unit(np.linspace(lo, hi, bins + 1))
         reached = cdf(axis, p, edges[None])[0]
         out.append(Histogram(name, edges, np.diff(reached) / np.diff(edges)))

@@ -44,7 +44,8 @@ class Manifest:
     backends:     {modality: {name: {settings, "recall": [...], "cost": [...], "exact_below"}}} for each approximate
                   backend on disk, see `index.recall`; a modality that is absent is searched exactly.
     properties:   {name: unit} of the columns `regress.estimate` may estimate, the default ones first.
-    calibration:  names of the table files and how they were drawn, see `index.calibrate`.
+    calibration:  names of the table files and how they were drawn, see `index.calibrate`; "knn": of estimates from
+                  neighbours, what was chosen and measured for every pair and property, see `index.knn_build`.
     previews:     shape of the previews, or None; see `index.previews`.
     heads:        {image, spectrum or both: {"file", "objects", "seed", "settings", "properties": {name: measured}}} of
                   the heads on disk, see `index.head_build`; empty where there are none.

@@ -7,7 +7,9 @@ not let below `MIN_DISTANCE`, so an identical neighbour takes nearly all the wei
     value = sum w x / sum w        n_eff = (sum w)^2 / sum w^2       (Kish 1965)
     lo, hi = weighted quantiles at (1 -+ coverage)/2, midpoint rule p_i = (sum_{j<=i} w_j - w_i/2) / sum w
 
-widened where needed to include `value`. Neighbours without the property are left out of all three.
+widened where needed to include `value`. Neighbours without the property are left out of all three. These intervals are
+the neighbours' own spread: nothing says that they hold the truth as often as they claim. `index.knn_conformal` has
+those that do; these are what an index without a calibration answers.
 """
 
 from __future__ import annotations
@@ -22,9 +24,19 @@ import numpy.typing as npt
 from astroclip.errors import InputError, NotFoundError
 
 if TYPE_CHECKING:
-    from index.store import Hits, SurveyIndex
+    from index.store import SurveyIndex
 
-__all__ = ["DEFAULT_K", "MIN_DISTANCE", "Estimate", "Regression", "estimate", "knn_regress", "unit_of"]
+__all__ = [
+    "DEFAULT_K",
+    "MIN_DISTANCE",
+    "Estimate",
+    "Regression",
+    "check_coverage",
+    "distances",
+    "knn_regress",
+    "unit_of",
+    "weighted_quantiles",
+]
 
 DEFAULT_K = 16  # the paper's; `k` neighbours are what the caller searches for
 MIN_DISTANCE = 1e-6  # below float32 resolution of the cosine
@@ -37,7 +49,8 @@ class Estimate:
     """One property: `value` in [lo, hi], `coverage` the wanted probability of that interval.
 
     n_eff: effective number of neighbours behind it, None where it comes from a head (`index.head_estimate`); None
-    values (n_eff 0) where no neighbour has the property.
+    values (n_eff 0) where no neighbour has the property. k: how many of the nearest hits it looked at, None from a
+    head. calibrated: whether `coverage` was measured for such intervals, see `index.knn_conformal`.
     """
 
     name: str
@@ -47,6 +60,8 @@ class Estimate:
     hi: float | None
     coverage: float
     n_eff: float | None
+    k: int | None = None
+    calibrated: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,12 +76,7 @@ class Regression:
 
 def knn_regress(neighbour_values: npt.NDArray[Any], distances: npt.NDArray[Any], coverage: float = 0.68) -> Regression:
     """Regression for a batch: values and distances (Q, k), NaN where a neighbour lacks the property or is absent."""
-    if not 0.0 < coverage < 1.0:
-        raise InputError(
-            f"coverage {coverage}; wanted a probability between 0 and 1, such as 0.68",
-            code="bad_coverage",
-            field="coverage",
-        )
+    check_coverage(coverage)
     values, d = np.asarray(neighbour_values, np.float64), np.asarray(distances, np.float64)
     if values.shape != d.shape or values.ndim != 2:
         raise ValueError(f"values {values.shape} and distances {d.shape} must both be (Q, k)")
@@ -77,25 +87,23 @@ def knn_regress(neighbour_values: npt.NDArray[Any], distances: npt.NDArray[Any],
         value = np.sum(weights * np.where(known, values, 0.0), axis=1) / total
         n_eff = np.where(total > 0, total**2 / np.sum(weights**2, axis=1), 0.0)
     tail = (1.0 - coverage) / 2.0
-    lo, hi = _weighted_quantiles(values, weights, (tail, 1.0 - tail))
+    lo, hi = weighted_quantiles(values, weights, (tail, 1.0 - tail))
     return Regression(value, np.fmin(lo, value), np.fmax(hi, value), n_eff)
 
 
-def estimate(
-    index: SurveyIndex, hits: Hits, properties: Sequence[str] | None = None, coverage: float = 0.68
-) -> list[Estimate]:
-    """Properties of one query from its hits (`SurveyIndex.search`, about `DEFAULT_K` of them).
+def distances(scores: npt.NDArray[Any]) -> Array:
+    """Euclidean distance of unit vectors with these cosines, not below `MIN_DISTANCE`; infinite for -inf."""
+    return np.sqrt(np.maximum(2.0 - 2.0 * np.asarray(scores, np.float64), MIN_DISTANCE**2))
 
-    properties: names; default the index's standard ones. Raises NotFoundError for a name the index does not estimate.
-    """
-    distances = np.sqrt(np.maximum(2.0 - 2.0 * hits.scores.astype(np.float64), 0.0))[None, :]
-    out = []
-    for name in index.default_properties if properties is None else properties:
-        unit = unit_of(index, name)
-        found = knn_regress(index.catalog.values(name)[hits.rows][None, :], distances, coverage)
-        value, lo, hi = (_plain(a[0]) for a in (found.value, found.lo, found.hi))
-        out.append(Estimate(name, unit, value, lo, hi, coverage, float(found.n_eff[0])))
-    return out
+
+def check_coverage(coverage: float) -> None:
+    """Raises InputError unless it is a probability between 0 and 1, both excluded."""
+    if not 0.0 < coverage < 1.0:
+        raise InputError(
+            f"coverage {coverage}; wanted a probability between 0 and 1, such as 0.68",
+            code="bad_coverage",
+            field="coverage",
+        )
 
 
 def unit_of(index: SurveyIndex, name: str) -> str:
@@ -111,7 +119,7 @@ def unit_of(index: SurveyIndex, name: str) -> str:
         ) from None
 
 
-def _weighted_quantiles(values: Array, weights: Array, levels: Sequence[float]) -> list[Array]:
+def weighted_quantiles(values: Array, weights: Array, levels: Sequence[float]) -> list[Array]:
     """Weighted quantiles along axis 1 by linear interpolation between midpoints; NaN for rows without weight.
 
     Absent values carry no weight and are sorted to the end; their midpoints equal the last one's upper edge, so the
@@ -136,7 +144,3 @@ def _weighted_quantiles(values: Array, weights: Array, levels: Sequence[float]) 
         found = x[rows, lower] + t * (x[rows, upper] - x[rows, lower])
         out.append(np.where(count > 0, found, np.nan))
     return out
-
-
-def _plain(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

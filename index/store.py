@@ -26,6 +26,7 @@ from index.examples import Examples
 from index.head_build import BOTH
 from index.head_files import read_head
 from index.heads import DensityHead
+from index.knn_files import KnnCalibration, read_knn
 from index.manifest import MANIFEST, Manifest, check_files
 from index.planner import Measured
 from index.previews import Previews
@@ -108,6 +109,8 @@ class SurveyIndex:
             )
             for entry in manifest.calibration.get("scores", [])
         }
+        knn = manifest.calibration.get("knn")
+        self.knn: KnnCalibration = read_knn(folder / knn["file"], knn["file"]) if knn else {}
         self.heads: dict[str, DensityHead] = {  # by what they read: image, spectrum or both
             key: read_head(folder / entry["file"], entry["file"], dim=manifest.dim * (2 if key == BOTH else 1))
             for key, entry in manifest.heads.items()

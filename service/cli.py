@@ -91,7 +91,7 @@ MethodOption = Annotated[
     Method | None, typer.Option("--method", help="knn (from the neighbours) or head (by the index's networks).")
 ]
 DensityOption = Annotated[
-    int | None, typer.Option("--density", help="With --method head --format json: bins of a probability density.")
+    int | None, typer.Option("--density", help="With --format json: bins of a probability density.")
 ]
 ExplainOption = Annotated[
     Path | None,

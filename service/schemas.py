@@ -219,10 +219,12 @@ def _bins(value: Any) -> Any:
 
 
 class EstimateRequest(SearchRequest):
+    """`k` is the number of neighbours every property uses; without it, each uses the number the index chose for it."""
+
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"query": {"object_id": "sim-00000042"}, "k": 16},
+                {"query": {"object_id": "sim-00000042"}},
                 {
                     "query": {"object_id": "sim-00000042", "modality": "image"},
                     "method": "head",
@@ -250,8 +252,8 @@ class EstimateRequest(SearchRequest):
         default=0,
         ge=0,
         strict=True,
-        description="With method head: return the probability density of every property as a histogram of so many bins "
-        "(true: 200; the largest number stands in /v1/info).",
+        description="Return the probability density of every property as a histogram of so many bins (true: 200; the "
+        "largest number stands in /v1/info).",
     )
 
 
@@ -410,7 +412,9 @@ class DensityModel(Answer):
 
 
 class EstimateModel(Answer):
-    """`n_eff`: neighbours that carry the weight (knn), null with method head."""
+    """`n_eff`: neighbours that carry the weight (knn), null with method head. `k`: how many of the nearest hits the
+    estimate looked at, null with method head. `calibrated`: whether the share of truths that such intervals hold was
+    measured when the index was built; false = they are the spread of the neighbours."""
 
     name: str
     unit: str
@@ -419,6 +423,8 @@ class EstimateModel(Answer):
     hi: float | None
     coverage: float
     n_eff: float | None
+    k: int | None
+    calibrated: bool
     density: DensityModel | None = Field(default=None, description="Only where `density` was asked for.")
 
     @model_serializer(mode="wrap")

@@ -150,11 +150,11 @@ def hits(response: httpx2.Response) -> Table:
 
 
 def estimates(response: httpx2.Response) -> Table:
-    """Columns name, unit, value, lo, hi, coverage, n_eff; the hits in ``meta["hits"]``, densities asked for in
-    ``meta["density"]``."""
+    """Columns name, unit, value, lo, hi, coverage, n_eff, k, calibrated; the hits in ``meta["hits"]``, densities asked
+    for in ``meta["density"]``."""
     answer = plain(response)
-    names = ("name", "unit", "value", "lo", "hi", "coverage", "n_eff")
-    table = _table({name: [item[name] for item in answer["estimates"]] for name in names}, answer)
+    names = ("name", "unit", "value", "lo", "hi", "coverage", "n_eff", "k", "calibrated")
+    table = _table({name: [item.get(name) for item in answer["estimates"]] for name in names}, answer)
     table.meta["hits"] = _hits(answer)
     densities = {item["name"]: item["density"] for item in answer["estimates"] if item.get("density")}
     if densities:

@@ -167,11 +167,14 @@ class Client:
         explain: bool | Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Table:
-        """Properties of an object: name, unit, value, lo, hi, coverage, n_eff; the hits in ``meta["hits"]``.
+        """Properties of an object: name, unit, value, lo, hi, coverage, n_eff, k, calibrated; the hits in
+        ``meta["hits"]``.
 
         Ask as for `search`. method: "knn", from the neighbours (the default), or "head", by the index's networks;
-        n_eff is then masked. density (method "head"): True or a number of bins; ``meta["density"]`` then maps each
-        property to (edges (G + 1,), pdf (G,)), the mean density per unit of it in each bin. explain: as for `search`.
+        n_eff and k are then masked. k: neighbours used for every property; None = for each as many as the index chose.
+        calibrated: False where an interval is the neighbours' spread and nothing more. density: True or a number of
+        bins; ``meta["density"]`` then maps each property to (edges (G + 1,), pdf (G,)), the mean density per unit of
+        it in each bin. explain: as for `search`.
         """
         return self.send(
             calls.estimate(

@@ -40,6 +40,7 @@ _LIMITS = (
 )
 _CITATIONS = (
     "AstroCLIP: Parker et al. 2024, MNRAS 531, 4990 (arXiv:2310.03024)",
+    "Intervals of k-NN: Papadopoulos, Vovk and Gammerman 2011, JAIR 40, 815",
     "Intervals of heads: Chernozhukov, Wuethrich and Zhu 2021, PNAS 118, e2107794118",
     "k-NN with conformal trust: Bates et al. 2023, Ann. Statist. 51, 149 (arXiv:2104.08279)",
 )
@@ -85,6 +86,7 @@ def _index(engine: Engine) -> dict[str, Any]:
         "default_properties": list(engine.index.default_properties),
         "methods": ["knn", *(["head"] if engine.index.heads else [])],
         "heads": {name: head["properties"] for name, head in manifest.heads.items()},
+        "knn": list(manifest.calibration.get("knn", {}).get("pairs", [])),
         "columns": catalog.columns,
         "backends": dict(manifest.backends),
         "licence": manifest.licence or None,

@@ -75,7 +75,7 @@ async def estimate(request: Request) -> Response:
     if fmt == "json":
         return json_answer(answer)
     rows = [item.model_dump() for item in answer.estimates]
-    columns = ["name", "unit", "value", "lo", "hi", "coverage", "n_eff"]
+    columns = ["name", "unit", "value", "lo", "hi", "coverage", "n_eff", "k", "calibrated"]
     return table_response(rows, columns, fmt, {**_meta(answer, engine), "method": answer.method}, {})
 
 

@@ -83,8 +83,8 @@ def test_an_object_is_estimated_by_its_own_modalitys_head_and_flagged(ask, with_
     assert answer["method"] == "head" and "trained_on" in flags(answer)
     assert len(answer["hits"]) == 5
     first = answer["estimates"][0]
-    assert set(first) == {"name", "unit", "value", "lo", "hi", "coverage", "n_eff"}
-    assert first["n_eff"] is None and first["coverage"] == 0.68
+    assert set(first) == {"name", "unit", "value", "lo", "hi", "coverage", "n_eff", "k", "calibrated"}
+    assert first["n_eff"] is None and first["k"] is None and first["calibrated"] and first["coverage"] == 0.68
 
 
 def test_the_target_moves_the_hits_and_not_the_estimate(ask):
@@ -195,14 +195,14 @@ def test_info_lists_methods_and_heads(ask, client):
 def test_a_table_of_a_heads_estimates(ask):
     response = ask.client.post("/v1/estimate?format=csv", json={"query": {"object_id": ID}, "method": "head"})
     lines = response.text.splitlines()
-    assert lines[0] == "name,unit,value,lo,hi,coverage,n_eff" and lines[1].endswith(",0.68,")
+    assert lines[0] == "name,unit,value,lo,hi,coverage,n_eff,k,calibrated" and lines[1].endswith(",0.68,,,True")
 
 
 def test_the_client_asks_for_heads_and_densities(app, with_heads):
     with Client("http://test", transport=InProcessTransport(app)) as api:
         table = api.estimate(object_id=ID, method="head", density=16, coverage=0.9)
         plain = api.estimate(object_id=ID)
-        with pytest.raises(InputError, match="Ask with method head"):
+        with pytest.raises(InputError, match="ask with method head"):
             api.estimate(object_id=ID, density=True)
     assert table["n_eff"].mask.all() and table.meta["method"] == "head"
     edges, pdf = table.meta["density"]["redshift"]

@@ -182,13 +182,13 @@ def test_estimate_is_the_weighted_mean_of_the_hits(client):
     assert response.status_code == 200, response.text
     answer = response.json()
     redshift = next(e for e in answer["estimates"] if e["name"] == "redshift")
-    assert set(redshift) == {"name", "unit", "value", "lo", "hi", "coverage", "n_eff"}
+    assert set(redshift) == {"name", "unit", "value", "lo", "hi", "coverage", "n_eff", "k", "calibrated"}
     scores = np.array([hit["score"] for hit in answer["hits"]])
     values = np.array([hit["properties"]["redshift"] for hit in answer["hits"]])
     weights = 1 / np.sqrt(2 - 2 * scores)
     np.testing.assert_allclose(redshift["value"], np.average(values, weights=weights), rtol=1e-4)
     assert redshift["lo"] <= redshift["value"] <= redshift["hi"] and redshift["coverage"] == 0.68
-    assert 1 <= redshift["n_eff"] <= 8
+    assert 1 <= redshift["n_eff"] <= 8 and (redshift["k"], redshift["calibrated"]) == (8, False)
     assert {hit["modality"] for hit in answer["hits"]} == {"spectrum"}  # the query's own
 
 
@@ -270,7 +270,7 @@ def test_missing_values_are_empty_cells(client):
 
 def test_estimates_as_csv(client):
     response = client.post("/v1/estimate?format=csv", json={"query": {"object_id": ID}})
-    assert response.text.splitlines()[0] == "name,unit,value,lo,hi,coverage,n_eff"
+    assert response.text.splitlines()[0] == "name,unit,value,lo,hi,coverage,n_eff,k,calibrated"
 
 
 def test_uploaded_object_of_the_index_is_left_out(client, engine, monkeypatch, spectrum):

@@ -1,0 +1,158 @@
+"""POST /v1/estimate by neighbours over an index with a calibration: k, intervals, densities, flags, client, command."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from parts_fixture import write_parts
+from starlette.testclient import TestClient
+from survey import image_fits, spectrum_csv
+from typer.testing import CliRunner
+
+from astroclip.cli import build_app
+from astroclip.client import Client, InProcessTransport
+from index import BuildOptions, SurveyIndex, best_target, build_index, estimate
+from service.app import make_app
+from service.engine import Engine
+
+ID = "obj-000020"
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory, engine, settings):
+    """The same model over an index of made-up vectors, large enough to be calibrated."""
+    folder = tmp_path_factory.mktemp("knn")
+    embedder = engine.embedder
+    truth = write_parts(folder / "parts", 900, dim=embedder.dim, sha=embedder.model_sha256)
+    options = BuildOptions(heads="never")
+    build_index(folder / "parts", folder / "index", survey="toy", index_id="toy", options=options, plain=True)
+    made = Engine(embedder, SurveyIndex.open(folder / "index"), settings)
+    yield made, truth, folder / "index"
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def app(settings, calibrated):
+    return make_app(settings, calibrated[0])
+
+
+@pytest.fixture(scope="module")
+def ask(app):
+    with TestClient(app) as client:
+
+        def post(query=None, status=200, *, files=None, **request):
+            request = {**({"query": query} if query else {}), **request}
+            if files:
+                response = client.post("/v1/estimate", files=files, data={"request": json.dumps(request)})
+            else:
+                response = client.post("/v1/estimate", json=request)
+            assert response.status_code == status, response.text
+            return response.json() if status == 200 else response.json()["error"]
+
+        post.client = client
+        yield post
+
+
+def flags(answer) -> set[str]:
+    return {flag["code"] for flag in answer["trust"]["flags"]}
+
+
+DOUBTS = {"uncalibrated_interval", "calibrated_without_filter", "calibrated_for_other_k", "density_of_few"}
+
+
+def test_without_k_each_property_uses_the_indexs_own_and_the_hits_hold_them_all(ask, calibrated):
+    index = calibrated[0].index
+    answer = ask({"object_id": ID, "modality": "image"})
+    own = {name: entry.k for name, entry in index.knn["image", "image"].items()}
+    assert {e["name"]: e["k"] for e in answer["estimates"]} == {e["name"]: own[e["name"]] for e in answer["estimates"]}
+    assert all(e["calibrated"] for e in answer["estimates"]) and not flags(answer) & DOUBTS
+    assert len(answer["hits"]) == max(16, *(e["k"] for e in answer["estimates"]))
+    assert ID not in {hit["object_id"] for hit in answer["hits"]}
+    row = int(index.catalog.rows_by_id(ID)[0])
+    vector = index.vector(row, "image")
+    hits, _ = index.search(vector, target="image", k=32, query_modality="image", exclude_rows=[row])
+    for said, e in zip(answer["estimates"], estimate(index, hits[0], pair=("image", "image")), strict=True):
+        for name in ("value", "lo", "hi", "n_eff"):
+            assert said[name] == pytest.approx(getattr(e, name), rel=1e-5)
+
+
+def test_an_exclusion_leaves_the_calibration_valid_and_a_filter_is_flagged(ask):
+    assert not flags(ask({"object_id": ID}, exclude_arcsec=5)) & DOUBTS
+    filtered = ask({"object_id": ID}, filter={"column": "redshift", "range": [0.0, 2.0]})
+    assert flags(filtered) & DOUBTS == {"calibrated_without_filter"} and filtered["estimates"][0]["calibrated"]
+
+
+@pytest.mark.parametrize(("k", "flagged"), [(1, False), (4, False), (6, True), (64, False), (70, True)])
+def test_a_k_of_the_callers_is_used_and_flagged_where_no_calibration_is_its_own(ask, k, flagged):
+    answer = ask({"object_id": ID}, k=k)
+    assert {e["k"] for e in answer["estimates"]} == {k} and len(answer["hits"]) == k
+    assert ("calibrated_for_other_k" in flags(answer)) == flagged and "few_neighbours" not in flags(answer)
+
+
+def test_wider_coverage_is_a_wider_interval(ask):
+    narrow, wide = (ask({"object_id": ID}, coverage=c)["estimates"][0] for c in (0.5, 0.9))
+    assert wide["lo"] < narrow["lo"] < narrow["value"] == wide["value"] < narrow["hi"] < wide["hi"]
+
+
+@pytest.mark.parametrize(("asked", "bins"), [(True, 200), (1, 1), (1000, 1000), (0, None)])
+def test_densities_from_neighbours(ask, asked, bins):
+    (found,) = ask({"object_id": ID}, density=asked, properties=["redshift"])["estimates"]
+    if bins is None:
+        assert "density" not in found
+        return
+    edges, pdf = np.array(found["density"]["edges"]), np.array(found["density"]["pdf"])
+    assert (len(edges), len(pdf)) == (bins + 1, bins)
+    assert np.sum(pdf * np.diff(edges)) == pytest.approx(0.999, abs=1e-6)
+    assert edges[0] < found["value"] < edges[-1]
+
+
+def test_a_density_of_fewer_neighbours_than_it_was_calibrated_with_is_flagged(ask):
+    assert "density_of_few" in flags(ask({"object_id": ID}, density=4, k=2))
+    assert "density_of_few" not in flags(ask({"object_id": ID}, density=4))
+    assert ask({"object_id": ID}, 422, density=1001)["field"] == "density"
+
+
+def test_a_combination_is_no_object_of_the_survey(ask):
+    query = {"combine": {"positive": [{"object_id": ID}, {"object_id": "obj-000021"}]}}
+    answer = ask(query)
+    assert not any(e["calibrated"] for e in answer["estimates"]) and "uncalibrated_interval" in flags(answer)
+    assert {e["k"] for e in answer["estimates"]} == {16}
+    error = ask(query, 422, density=4)
+    assert (error["code"], error["field"]) == ("no_density", "density") and "ask with method head" in error["message"]
+
+
+def test_image_and_spectrum_together_look_where_the_index_found_it_best(ask, calibrated, galaxy, spectrum):
+    index = calibrated[0].index
+    files = {"image": ("a.fits", image_fits(galaxy)), "spectrum": ("b.csv", spectrum_csv(spectrum))}
+    best = best_target(index, "both")
+    answer = ask(files=files)
+    assert all(e["calibrated"] for e in answer["estimates"])
+    assert {e["name"]: e["k"] for e in answer["estimates"]} == {
+        e["name"]: index.knn["both", best][e["name"]].k for e in answer["estimates"]
+    }
+    if best != "either":
+        assert {hit["modality"] for hit in answer["hits"]} == {best}
+    across = ask(files=files, target="image")
+    assert {hit["modality"] for hit in across["hits"]} == {"image"} and across["estimates"][0]["calibrated"]
+
+
+def test_info_lists_what_was_chosen_and_measured(ask, client):
+    (index,) = ask.client.get("/v1/info").json()["indexes"]
+    assert {(pair["query"], pair["target"]) for pair in index["knn"]} >= {("image", "spectrum"), ("both", "either")}
+    assert set(index["knn"][0]["properties"]["redshift"]) == {"labels", "k", "statistic", "coverage", "pit_ks", "crps"}
+    assert client.get("/v1/info").json()["indexes"][0]["knn"] == []
+
+
+def test_the_client_and_the_command(ask, app, calibrated, tiny_model_dir):
+    with Client("http://test", transport=InProcessTransport(app)) as api:
+        table = api.estimate(object_id=ID, density=16, coverage=0.9)
+    assert list(table.colnames[-2:]) == ["k", "calibrated"] and all(table["calibrated"])
+    edges, pdf = table.meta["density"]["redshift"]
+    assert (edges.shape, pdf.shape) == ((17,), (16,))
+    words = ["estimate", "--id", ID, "--index", str(calibrated[2]), "--model", str(tiny_model_dir), "--device", "cpu"]
+    result = CliRunner().invoke(build_app(), [*words, "--density", "4", "--coverage", "0.9", "--format", "json"])
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)["estimates"][0]
+    assert len(said["density"]["pdf"]) == 4 and said["lo"] == pytest.approx(table["lo"][0])
