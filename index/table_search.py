@@ -71,16 +71,15 @@ class TableSearch:
         self.table, self.ann, self.measured = table, ann, measured
         self.exact: Backend = exact or ExactBackend(table)
 
-    def plan(self, ask: Ask, allowed: npt.NDArray[np.bool_] | None) -> Plan:
-        """How this will be searched; `allowed`: the mask over the table's slots."""
-        table = self.table
+    def plan(self, ask: Ask, survivors: int | None) -> Plan:
+        """How this will be searched; survivors: of the filter, None without one."""
         return plan(
             self.ann.name if self.ann else None,
             self.ann.can if self.ann else Capabilities(),
             self.measured,
-            k=min(ask.k + len(ask.excluded), max(1, len(table))),  # the excluded may stand in front
-            size=len(table),
-            survivors=None if allowed is None else int(np.count_nonzero(allowed)),
+            k=min(ask.k + len(ask.excluded), max(1, len(self.table))),  # the excluded may stand in front
+            size=len(self.table),
+            survivors=survivors,
             needs=Capabilities(range_search=ask.score_threshold is not None, farthest=ask.order == "least_similar"),
             query_modality=ask.query_modality,
             force=ask.force,
@@ -89,16 +88,16 @@ class TableSearch:
     def search(self, queries: Vectors, ask: Ask) -> Found:
         """The k nearest (or farthest) rows of each query (Q, D), unit norm."""
         allowed = None if ask.mask is None else ask.mask[self.table.rows]
+        survivors = None if allowed is None else int(np.count_nonzero(allowed))
         wide = min(ask.k + len(ask.excluded), len(self.table))
-        chosen = self.plan(ask, allowed)
-        signed = -queries if ask.order == "least_similar" else queries
-        if chosen.mode == "exact" or self.ann is None:
-            chosen, slots = Plan(), self.exact.search(signed, wide, allowed)
+        chosen = self.plan(ask, survivors)
+        candidates = len(self.table) if survivors is None else survivors
+        if self.ann is None or chosen.mode == "exact":
+            signed = -queries if ask.order == "least_similar" else queries
+            slots = self.exact.search(signed, wide, allowed)
         else:
             chosen, slots = self._approximate(self.ann, queries, wide, allowed, chosen)
-        survivors = len(self.table) if allowed is None else int(np.count_nonzero(allowed))
-        exact = chosen.mode == "exact" or self.ann is None
-        candidates = survivors if exact or self.ann is None else self.ann.candidates(chosen.breadth)
+            candidates = candidates if chosen.mode == "exact" else self.ann.candidates(chosen.breadth)
         rows, scores = self._checked(slots, self.table.scores(queries, slots), ask)
         return Found(rows, scores, chosen.mode, candidates, chosen.expected_recall)
 

@@ -4,10 +4,11 @@ FAISS reads files without checking them (memory corruption on hostile ones), hen
 verified the SHA-256, with FAISS' byte limit set to the file's own size, and the result's type and shape checked.
 
 Filters are not given to FAISS. Its searches under an `IDSelector` look at the same part of the table as without one and
-return whatever passes there: where a filter leaves out the query's surroundings, that is k survivors from afar and no
-sign of it. Measured on 20,000 clustered vectors of 128, recall@10 under a filter that passes 10 % at random, 10 % in one
-region, 1 % in one region: HNSW at ef 128 0.99, 0.88, 0.51; IVF at 64 of 512 lists 0.95, 0.84, 0.52; with ten hits nearly
-always. So the `fetch` nearest are asked for without it, those that pass are the answer, and missing ones are visible.
+return whatever passes there: where a filter leaves out the query's surroundings, that is survivors from afar and no
+sign of it. Measured on 20,000 clustered vectors of 128, recall@10 under a filter that passes 10 % at random, 10 % in
+one region, 1 % in one: HNSW at ef 128 0.99, 0.88, 0.51; IVF at 64 of 512 lists 0.95, 0.84, 0.52; the graph's answers
+had all ten hits in 100, 98 and 66 % of the cases. So the `fetch` nearest are asked for without the filter, those that
+pass are the answer, and missing ones are visible.
 
 Vectors are compared by Euclidean distance (on unit vectors the order of the cosine): float16 rounding moves a norm,
 which an inner product feels to first order and a distance to second. More than k are proposed for the same reason;

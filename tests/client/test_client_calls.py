@@ -101,6 +101,23 @@ def test_fused_and_combined(api, galaxy, spectrum):
     assert ID not in api.search(query=combine, image=galaxy.pixels, k=50)["object_id"]
 
 
+def test_order_threshold_and_weights(api, galaxy, spectrum):
+    near = api.search(object_id=ID, target="image", k=50)
+    far = api.search(object_id=ID, target="image", k=3, order="least_similar")
+    assert far["score"].max() < near["score"].max() and list(far["score"]) == sorted(far["score"])
+    bound = float(near["score"][4] + near["score"][5]) / 2
+    assert list(api.search(object_id=ID, target="image", k=50, score_threshold=bound)["object_id"]) == list(
+        near["object_id"][:5]
+    )
+    alone = api.search(image=galaxy.pixels, k=5, target="image")
+    both = {"image": galaxy.pixels, "spectrum": spectrum_csv(spectrum), "k": 5, "target": "image"}
+    assert list(api.search(**both, fuse={"spectrum": 0})["object_id"]) == list(alone["object_id"])
+    assert len(api.estimate(**both, fuse={"image": 2}, score_threshold=-1)) > 0
+    assert len(api.search(object_id=ID, modality="both", k=2)) == 2
+    examples = {"positive": [{"object_id": ID}, {"object_id": "sim-00000050"}], "strategy": "best_score"}
+    assert len(api.search(query={"combine": examples}, k=4)) == 4
+
+
 def test_missing_values_are_masked(api):
     table = api.search(object_id="sim-00000010", k=50, target="spectrum")
     row = list(table["object_id"]).index("sim-00000011")

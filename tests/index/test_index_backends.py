@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,6 +13,7 @@ from index import BuildOptions, SurveyIndex, append_index, build_index
 from index.backends import ANN, ExactBackend
 from index.backends.torch_exact import TorchBackend
 from index.examples import Examples
+from index.manifest import Manifest
 from index.planner import Measured
 from index.recall import measure
 from index.table_search import Ask, TableSearch
@@ -305,6 +309,28 @@ def test_indexes_of_every_backend(toy, tmp_path, name, monkeypatch):
     append_index(tmp_path / "i", tmp_path / "more", heads="never")
     after = SurveyIndex.open(tmp_path / "i")
     assert after.graph("image").name == name and len(after.graph("image")) == len(after.tables["image"])
+
+
+def test_indexes_built_before_selectivities_were_measured(toy, graph_root, tmp_path):
+    """Their manifest has a graph, with recall by ef and under one filter: unfiltered searches use it as before."""
+    shutil.copytree(graph_root / "CURRENT", tmp_path / "i")
+    manifest, _ = Manifest.read(tmp_path / "i")
+    old = [
+        {"query": q, "filtered": f, "k": k, "ef": ef, "recall": 0.999}
+        for q in ("image", "spectrum") for f in (False, True) for k, ef in ((10, 64), (100, 128))
+    ]  # fmt: skip
+    backends = {m: {"hnsw": {"m": 32, "ef_construction": 80, "recall": old}} for m in ("image", "spectrum")}
+    (tmp_path / "i" / "manifest.json").write_bytes(replace(manifest, backends=backends).to_bytes())
+    index = SurveyIndex.open(tmp_path / "i")
+    ask = {"target": "image", "k": 5, "query_modality": "image"}
+    hits, report = index.search(toy.truth["image"][0], **ask)
+    assert (report.mode, report.candidates, report.expected_recall) == ("hnsw", 64, 0.999) and len(hits[0]) == 5
+    hits, report = index.search(toy.truth["image"][0], **ask, mask=np.arange(len(index)) % 10 > 0)
+    assert report.mode == "exact" and len(hits[0]) == 5
+    unknown = replace(manifest, backends={"image": {"annoy": {"recall": []}}})
+    (tmp_path / "i" / "manifest.json").write_bytes(unknown.to_bytes())
+    with pytest.raises(IndexFileError, match="annoy.*wanted one of hnsw"):
+        SurveyIndex.open(tmp_path / "i")
 
 
 def test_tables_too_small_for_a_backend_are_searched_exactly(toy, tmp_path):

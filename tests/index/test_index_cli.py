@@ -65,3 +65,15 @@ def test_properties_and_wrong_usage(toy, tmp_path, run):
     assert {"name": "ra", "unit": "deg"} in record["properties"] and record["vector_dtype"] == "float32"
     assert run("build", toy.parts, "--out", out, "--hnsw", "maybe").exit_code == 2
     assert run("build", toy.parts, "--out", out, "--property", "ra").exit_code == 2
+
+
+def test_backends_by_name(toy, tmp_path, run):
+    out = tmp_path / "i"
+    assert run("build", toy.parts, "--out", out, "--backend", "tree").exit_code == 2
+    for given, found in ((["--backend", "ivf-sq8"], "ivf-sq8"), (["--hnsw", "always"], "hnsw"), ([], None)):
+        assert run("build", toy.parts, "--out", out, "--no-heads", *given).exit_code == 0
+        backends = json.loads(run("info", out, "--json").output)["backends"]
+        assert [list(record) for record in backends.values()] == ([[found]] * 2 if found else [])
+        shown = run("info", out).output
+        assert (f"{found}; from image: breadth" if found else "exact") in shown.replace("\n", " ")
+    assert run("verify", out).exit_code == 0

@@ -64,9 +64,10 @@ def test_exact_without_a_backend_or_a_measurement():
 
 
 def test_few_survivors_are_searched_exactly_up_to_the_measured_number():
-    assert ask(survivors=50_000) == Plan()
+    measured = replace(MEASURED, exact_below=150_000)
+    assert ask(survivors=150_000, measured=measured) == Plan()
+    assert ask(survivors=150_001, measured=measured).mode == "hnsw"
     measured = replace(MEASURED, exact_below=0)
-    assert ask(survivors=400_000, measured=measured).mode == "hnsw"
     assert ask(survivors=0, measured=measured) == Plan()
 
 

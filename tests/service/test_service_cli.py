@@ -60,6 +60,24 @@ def test_filter_and_columns(run):
     assert all(0.2 <= float(line.split(",")[-1]) <= 0.4 for line in lines[1:])
 
 
+def test_query_forms_as_options(run, tmp_path, galaxy, spectrum):
+    whole = json.loads(run("search", "--id", ID, "--target", "image", "-k", "58", "--format", "json"))["hits"]
+    names, bound = [hit["object_id"] for hit in whole], str((whole[4]["score"] + whole[5]["score"]) / 2)
+
+    def ids(*options):
+        answer = json.loads(run("search", *options, "--target", "image", "--format", "json"))
+        return [hit["object_id"] for hit in answer["hits"]]
+
+    assert ids("--id", ID, "-k", "58", "--score-threshold", bound) == names[:5]
+    assert ids("--id", ID, "-k", "3", "--order", "least_similar") == names[::-1][:3]
+    query = {"combine": {"positive": [{"object_id": ID}], "strategy": "best_score"}}
+    assert ids("--query", json.dumps(query), "-k", "58") == names
+    image, other = tmp_path / "image.fits", tmp_path / "spectrum.fits"
+    image.write_bytes(image_fits(galaxy)), other.write_bytes(sdss_fits(spectrum))
+    both = ("--image", str(image), "--spectrum", str(other))
+    assert ids(*both, "--fuse", '{"spectrum": 0}') == ids("--image", str(image)) != ids(*both, "--fuse", '{"image": 0}')
+
+
 def test_over_a_url_is_the_same(run, settings, engine, monkeypatch):
     import httpx2
 
@@ -84,6 +102,8 @@ def test_errors_are_the_librarys(run, tmp_path):
         run("search")
     with pytest.raises(InputError, match="not JSON"):
         run("search", "--id", ID, "--filter", "{")
+    with pytest.raises(InputError, match="--query is not JSON"):
+        run("search", "--query", "[" * 100_000)
     with pytest.raises(InputError, match="cannot be read"):
         run("search", "--spectrum", str(tmp_path / "none.fits"))
 

@@ -177,3 +177,17 @@ def test_positives_that_cancel_are_no_fault_of_best_score(clients):
     answer(client, "/v1/search", {"query": {"combine": {"positive": terms, "strategy": "best_score"}}})
     response = client.post("/v1/search", json={"query": {"combine": {"positive": terms}}})
     assert response.status_code == 422 and response.json()["error"]["code"] == "no_direction"
+
+
+def test_torch_is_a_setting(clients, settings):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ASTROCLIP_EXACT_SEARCH", "torch")
+        changed = Settings(index_dir=settings.index_dir, model_dir=settings.model_dir, device="cpu")
+        patch.setenv("ASTROCLIP_EXACT_SEARCH", "abacus")
+        with pytest.raises(ValueError, match="numpy"):
+            Settings()
+    engine = Engine.load(changed)
+    try:
+        assert {search.exact.name for search in engine.index._searches.values()} == {"torch"}
+    finally:
+        engine.close()
