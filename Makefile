@@ -66,6 +66,7 @@ demo-assets: $(TEST_STAMP) ## put model and index of 9,000 training galaxies und
 	    --out $(RUNS)/embeddings --model service/demo/model
 	$(BIN)/astroclip index build $(RUNS)/embeddings --out service/demo/index --plain --id demo \
 	    --survey "astroclip simulated survey" --previews $(SURVEY) --licence CC-BY-4.0
+	$(BIN)/astroclip index lists service/demo/index
 
 evaluate: $(TEST_STAMP) ## baselines and the science evaluation of the demo model, into benchmarks/results
 	for kind in photometry redshift resnet; do \

@@ -29,6 +29,7 @@ COMMANDS_ONLY = (
     "astroclip/parts.py",
     "index/build.py",
     "index/cli.py",
+    "index/lists_build.py",
     "index/parts.py",
     "index/publish.py",
     "service/cli.py",

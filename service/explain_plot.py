@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from xml.sax.saxutils import escape
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +15,13 @@ import numpy.typing as npt
 __all__ = ["data_url", "image_svg", "spectrum_svg"]
 
 _FOR, _AGAINST, _LINE, _TEXT, _GROUND = "#f2b872", "#7fb2ff", "#dde5f0", "#93a1b5", "#0b0f16"
-_WIDTH, _HEIGHT, _SIDE = 640, 200, 288
+_WIDTH, _HEIGHT, _SIDE, _HEAD = 640, 200, 288, 36
 _POINTS, _CELLS = 512, 128
 
 Floats = npt.NDArray[np.floating]
 
 
-def spectrum_svg(wave: Floats, flux: Floats, ivar: Floats, importance: Floats, title: str) -> str:
+def spectrum_svg(wave: Floats, flux: Floats, ivar: Floats, importance: Floats, title: str, note: str) -> str:
     """A spectrum (L,) over stripes that say how much each stretch matters. wave in Angstrom; flux in any unit."""
     top, bottom = 20.0, _HEIGHT - 18.0
     low, high = float(wave[0]), float(wave[-1])
@@ -43,10 +44,10 @@ def spectrum_svg(wave: Floats, flux: Floats, ivar: Floats, importance: Floats, t
     for tick in range(1000 * int(np.ceil(low / 1000)), int(high) + 1, 1000):
         at = _WIDTH * (tick - low) / (high - low)
         parts.append(f'<text x="{at:.1f}" y="{_HEIGHT - 5}" text-anchor="middle">{tick} Å</text>')
-    return _svg(_WIDTH, _HEIGHT, title, parts)
+    return _svg(_WIDTH, _HEIGHT, [f"{title}: {note}"], parts)
 
 
-def image_svg(jpeg: bytes, importance: Floats, title: str) -> str:
+def image_svg(jpeg: bytes, importance: Floats, title: str, note: str) -> str:
     """A picture under squares that say how much each region (S, S) matters."""
     side = importance.shape[0]
     cell = max(1, side // 32)
@@ -54,29 +55,29 @@ def image_svg(jpeg: bytes, importance: Floats, title: str) -> str:
     squares = importance[: count * cell, : count * cell].reshape(count, cell, count, cell).mean(axis=(1, 3))
     scale, step = max(float(np.abs(squares).max()), 1e-12), _SIDE * cell / side
     picture = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
-    parts = [f'<image y="20" width="{_SIDE}" height="{_SIDE}" href="{picture}"/>']
+    parts = [f'<image y="{_HEAD}" width="{_SIDE}" height="{_SIDE}" href="{picture}"/>']
     parts += [
-        f'<rect x="{j * step:.1f}" y="{20 + i * step:.1f}" width="{step:.2f}" height="{step:.2f}" '
+        f'<rect x="{j * step:.1f}" y="{_HEAD + i * step:.1f}" width="{step:.2f}" height="{step:.2f}" '
         f"{_tint(squares[i, j] / scale)}/>"
         for i, j in np.ndindex(count, count)
         if abs(squares[i, j]) > 0.05 * scale
     ]
-    return _svg(_SIDE, _SIDE + 20, title, parts)
+    return _svg(_SIDE, _SIDE + _HEAD, [title, note], parts)
 
 
 def data_url(svg: str) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
-def _svg(width: int, height: int, title: str, parts: list[str]) -> str:
-    text = title.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+def _svg(width: int, height: int, lines: list[str], parts: list[str]) -> str:
+    said = [escape(line) for line in lines]
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'font-family="sans-serif" font-size="11" fill="{_TEXT}">'
-        f'<title>{text}</title><rect width="{width}" height="{height}" fill="{_GROUND}"/>'
-        f'<text x="4" y="14">{text}</text>'
+        f'<title>{": ".join(said)}</title><rect width="{width}" height="{height}" fill="{_GROUND}"/>'
     )
-    return head + "".join(parts) + "</svg>"
+    texts = [f'<text x="4" y="{14 + 15 * i}">{line}</text>' for i, line in enumerate(said)]
+    return head + "".join([*texts, *parts]) + "</svg>"
 
 
 def _tint(value: float) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from astroclip.errors import InputError
-from astroclip.explain import LEAST_PASSES, Explanation, Occlusion
+from astroclip.explain import LEAST_PASSES, Occlusion
 from astroclip.types import MODALITIES, Modality
 from service.engine import Embedded, Engine
 from service.explain_plot import data_url, image_svg, spectrum_svg
@@ -66,14 +66,15 @@ async def explain_answer(
                 continue
             grid = uploads[modality].prepared.grid
             assert grid is not None
-            occlusion = Occlusion(grid, engine.settings.max_explain_passes)
+            occlusion = await engine.search(trace, Occlusion, grid, engine.settings.max_explain_passes)
             batch = engine.settings.encode_batch
             vectors = [
                 await engine.encode(trace, occlusion.views, start, start + batch)
                 for start in range(0, len(occlusion), batch)
             ]
-            found = occlusion.read(np.concatenate(vectors), reference)
-            out[modality] = await engine.search(trace, _model, engine, grid, found, against)
+            out[modality] = await engine.search(
+                trace, _model, engine, occlusion, np.concatenate(vectors), reference, against
+            )
     return out
 
 
@@ -107,9 +108,14 @@ def _reference(
     )
 
 
-def _model(engine: Engine, grid: Any, found: Explanation, against: ObjectQuery) -> ExplanationModel:
-    title = f"{found.modality} against {against.object_id} ({against.modality}): cosine {found.score:.3f}"
-    title += f", at most {max(float(found.drop.max()), 0.0):.3f} lost in a window, {found.control:.4f} scattered"
+def _model(
+    engine: Engine, occlusion: Occlusion, vectors: Vector, reference: Vector, against: ObjectQuery
+) -> ExplanationModel:
+    grid: Any = occlusion.grid
+    found = occlusion.read(vectors, reference)
+    title = f"{found.modality} against {against.object_id} ({against.modality})"
+    most = max(float(found.drop.max()), 0.0)
+    note = f"cosine {found.score:.3f}, less {most:.3f} at most; {found.control:.4f} scattered"
     common: dict[str, Any] = {
         "against": against,
         "score": round(found.score, _DIGITS),
@@ -119,13 +125,13 @@ def _model(engine: Engine, grid: Any, found: Explanation, against: ObjectQuery) 
         "passes": found.passes,
     }
     if found.modality == "image":
-        svg = image_svg(_jpeg(grid, engine), found.importance, title)
+        svg = image_svg(_jpeg(grid, engine), found.importance, title, note)
         scale = engine.embedder.image_grid.pixel_scale_arcsec
         return ExplanationModel(
             **common, unit="pixel", windows=found.windows.tolist(), pixel_scale_arcsec=scale, plot=data_url(svg)
         )
     wave = engine.embedder.spectrum_grid.wave
-    svg = spectrum_svg(wave, grid.flux, grid.ivar, found.importance, title)
+    svg = spectrum_svg(wave, grid.flux, grid.ivar, found.importance, title, note)
     ranges = [[round(float(wave[a]), 2), round(float(wave[b - 1]), 2)] for a, b in found.windows]
     return ExplanationModel(**common, unit="Angstrom", windows=ranges, plot=data_url(svg))
 

@@ -151,6 +151,8 @@ def test_entry_points_are_those_of_pyproject_and_load() -> None:
         ("index append", []),
         ("index verify", []),
         ("index info", []),
+        ("index lists", ["--kinds", "--limit", "--threshold"]),
+        ("lists", ["--modality", "--offset", "--limit", "--index", "--url", "--format"]),
         ("search", ["--image", "--spectrum", "--id", "--radec", "--target", "--index", "--url", "--format"]),
         ("estimate", ["--image", "--spectrum", "--id", "--radec", "--index", "--url", "--format"]),
         ("simulate", ["--n", "--out", "--seed"]),
