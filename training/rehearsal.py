@@ -44,7 +44,12 @@ def shrunk(settings: StageSettings) -> StageSettings:
     if isinstance(settings, (PairSettings, AlignSettings)):
         small |= {"image_init": "", "spectrum_init": ""}
     if isinstance(settings, AlignSettings):
-        small |= {"model_init": "", "locked_views": 0, "locked_backbone": False}  # they go on from a trained model
+        small |= {
+            "model_init": "",
+            "locked_views": 0,
+            "locked_backbone": False,
+            "keep_start": 0.0,
+        }  # they go on from a trained model
     if isinstance(settings, ImageSettings):
         small["queue"] = 16
     return replace(settings, **small)
