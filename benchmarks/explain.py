@@ -68,15 +68,16 @@ def main() -> None:
     if embedder.model_sha256 != index.model_sha256:
         parser.error("the index was built with another model")
     report: dict[str, Any] = {"kind": "explain", "model": {"id": embedder.model_id, "sha256": embedder.model_sha256}}
+    parts: dict[str, Any] = {}
+    if arguments.spectra:
+        parts["spectrum"] = spectra(arguments.data, arguments.spectra, embedder, index)
+    if arguments.images:
+        parts["image"] = images(arguments.data, arguments.images, embedder, index)
     if arguments.out.exists():
         earlier = json.loads(arguments.out.read_text())
         if earlier["model"] == report["model"]:
             report = earlier
-    if arguments.spectra:
-        report["spectrum"] = spectra(arguments.data, arguments.spectra, embedder, index)
-    if arguments.images:
-        report["image"] = images(arguments.data, arguments.images, embedder, index)
-    write_json(arguments.out, {**report, **provenance(seed=SEED, started=started)})
+    write_json(arguments.out, {**report, **parts, **provenance(seed=SEED, started=started)})
 
 
 def spectra(data: Path, count: int, embedder: Embedder, index: SurveyIndex) -> dict[str, Any]:
