@@ -77,7 +77,10 @@ def main() -> None:
         earlier = json.loads(arguments.out.read_text())
         if earlier["model"] == report["model"]:
             report = earlier
-    write_json(arguments.out, {**report, **parts, **provenance(seed=SEED, started=started)})
+    made = provenance(seed=SEED, started=started)
+    for part in parts.values():
+        part["made"] = {name: made[name] for name in ("created", "command", "seconds")}
+    write_json(arguments.out, {**report, **parts, **made})
 
 
 def spectra(data: Path, count: int, embedder: Embedder, index: SurveyIndex) -> dict[str, Any]:
