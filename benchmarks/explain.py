@@ -3,6 +3,8 @@
     python benchmarks/explain.py --data data/survey [--index service/demo/index] [--model service/demo/model]
         [--spectra 200] [--images 100] [--out benchmarks/results/explain.json]
 
+With 0 of one kind, what the file holds of it stays, if it is of the same model.
+
 Held-out simulated galaxies (test shards) are explained against their nearest object of the index, a spectrum by its
 nearest spectrum, an image by its nearest image.
 
@@ -20,6 +22,7 @@ Seconds are of the processor. Some ten minutes on one core.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,14 +67,20 @@ def main() -> None:
     embedder = Embedder.from_pretrained(arguments.model, device="cpu")
     if embedder.model_sha256 != index.model_sha256:
         parser.error("the index was built with another model")
-    report: dict[str, Any] = {
-        "kind": "explain",
-        "model": {"id": embedder.model_id, "sha256": embedder.model_sha256},
-        "spectrum": spectra(arguments.data, arguments.spectra, embedder, index),
-    }
-    print(report["spectrum"], flush=True)
-    report["image"] = images(arguments.data, arguments.images, embedder, index)
-    write_json(arguments.out, {**report, **provenance(seed=SEED, started=started)})
+    report: dict[str, Any] = {"kind": "explain", "model": {"id": embedder.model_id, "sha256": embedder.model_sha256}}
+    parts: dict[str, Any] = {}
+    if arguments.spectra:
+        parts["spectrum"] = spectra(arguments.data, arguments.spectra, embedder, index)
+    if arguments.images:
+        parts["image"] = images(arguments.data, arguments.images, embedder, index)
+    if arguments.out.exists():
+        earlier = json.loads(arguments.out.read_text())
+        if earlier["model"] == report["model"]:
+            report = earlier
+    made = provenance(seed=SEED, started=started)
+    for part in parts.values():
+        part["made"] = {name: made[name] for name in ("created", "command", "seconds")}
+    write_json(arguments.out, {**report, **parts, **made})
 
 
 def spectra(data: Path, count: int, embedder: Embedder, index: SurveyIndex) -> dict[str, Any]:

@@ -7,7 +7,8 @@
 (128-d float16, clustered, image and spectrum of an object alike), once undisturbed and once killed with SIGKILL three
 times; the lists of both must be the same bytes. Seconds are of the processor: the machine may be shared.
 `large`: the first chunks of the joins over so many objects: their rate and memory, and what all of them would take by
-that rate (a join's chunks are alike); `--whole` makes a run of it as of the others.
+that rate (at most: the first chunks of images with spectra find more to keep than later ones); `--whole` makes a run of
+it as of the others.
 `swaps`: in the demo index 1 % of the objects get another one's spectrum; average precision of the orderings that
 could make the list of disagreeing pairs. `engines`: queries a second of other ways to join the spectra of the large
 index, and how much of the exact answer they find. Some five minutes on one core, 1.5 GB; 40 with `--whole`.

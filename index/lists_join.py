@@ -105,12 +105,15 @@ def join_neighbours(
             value = scores[np.arange(len(scores)), place]
             better = value > top
             top[better], state.nearest[start:stop][better] = value[better], place[better] + low
-            if high > start:
-                left, right = np.nonzero(scores >= threshold)
+            close = np.flatnonzero(value >= threshold)  # few rows: the rest of the block is not looked at again
+            if high > start and len(close):
+                left, right = np.nonzero(scores[close] >= threshold)
+                left = close[left]
                 ahead = right + low > left + start
                 left, right = left[ahead], right[ahead]
                 _add_pairs(state, left + start, right + low, scores[left, right], others, other, threshold, first)
-            best = _largest(np.concatenate([best, _largest(scores, best.shape[1])], axis=1), best.shape[1])
+            gain = np.flatnonzero(value > best.min(axis=1))
+            best[gain] = _largest(np.concatenate([best[gain], _largest(scores[gain], k)], axis=1), best.shape[1])
         if n > k:
             state.kth[start:stop] = best.min(axis=1)
 
@@ -150,11 +153,10 @@ def join_partners(images: VectorTable, spectra: VectorTable, *, state_file: Path
             value = scores[np.arange(len(scores)), place]
             better = value > top
             top[better], state.nearest_spectrum[start:stop][better] = value[better], place[better] + low
-            place = scores.argmax(axis=0)
-            value = scores[place, np.arange(scores.shape[1])]
-            better = value > state.nearest_image_score[low:high]
-            state.nearest_image_score[low:high][better] = value[better]
-            state.nearest_image[low:high][better] = place[better] + start
+            value = scores.max(axis=0)
+            gain = np.flatnonzero(value > state.nearest_image_score[low:high])
+            state.nearest_image_score[low:high][gain] = value[gain]
+            state.nearest_image[low:high][gain] = scores[:, gain].argmax(axis=0) + start
 
     return _run(blank, n, chunk, state_file, advance)
 

@@ -162,9 +162,15 @@ def assert_components(rows, pairs):
 
 def test_the_number_of_pairs_is_bounded(root, monkeypatch):
     monkeypatch.setattr(lists_join, "MAX_PAIRS", 40)
+    kept = []
+    save = lists_join._save
+    monkeypatch.setattr(
+        lists_join, "_save", lambda state, *rest: kept.append(len(getattr(state, "left", ()))) or save(state, *rest)
+    )
     made = build_lists(root, ["duplicates"], threshold=TIGHT, limit=MAX_LIMIT)
     entry = made.entries["duplicates"]
     assert entry.rows <= 80 < entry.found  # 40 of each join; `found` says that there are more
+    assert max(kept) <= 80  # and on the way
 
 
 def test_limit_and_kinds(root):
