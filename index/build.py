@@ -1,7 +1,8 @@
 """Building an index: embedding parts in, a published version out; appending is building onto an earlier version.
 
 Memory: the catalogue (some 100 bytes an object) and one part at a time; vectors are streamed to disk. At a million
-objects the graph takes minutes (`ANN_FROM`), the heads a minute or two, everything else seconds.
+objects the graph takes minutes (`ANN_FROM`), so does the calibration of estimates (`index.knn_build`), the heads a
+minute or two, everything else seconds.
 """
 
 from __future__ import annotations

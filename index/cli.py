@@ -192,6 +192,9 @@ def _show(folder: Path) -> None:
     for modality in ("image", "spectrum"):
         table.add_row(f"search of {modality}", _search_line(manifest.backends.get(modality), counts[modality]))
     table.add_row("properties", ", ".join(f"{n} ({u})" if u else n for n, u in manifest.properties.items()) or "none")
+    pairs = manifest.calibration.get("knn", {}).get("pairs", [])
+    calibrated = f"calibrated on {max(pair['objects'] for pair in pairs):,} objects" if pairs else "not calibrated"
+    table.add_row("k-NN intervals", calibrated)
     for modality, head in manifest.heads.items():
         table.add_row(f"head for {modality}", f"{head['objects']:,} objects: {', '.join(head['properties'])}")
     table.add_row("previews", "yes" if manifest.previews else "no")

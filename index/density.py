@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAX_CELLS", "Axis", "cdf", "from_units", "pdf", "probabilities", "quantiles", "to_units"]
+__all__ = ["MAX_CELLS", "Axes", "Axis", "cdf", "pdf", "probabilities", "quantiles"]
 
 MAX_CELLS = 4096  # of a fit; what a batch of 64 over all of them costs is what a fit costs
 CELLS_PER_CYCLE = 10  # of the highest frequency; the sum over cells then equals the integral to rounding
@@ -78,29 +78,26 @@ class Axis:
         return (np.arange(cells) + 0.5) / cells
 
 
-def to_units(axes: Sequence[Axis], values: Array) -> Array:
-    """`Axis.to_unit` of P properties at once: values (Q, P, ...) -> the same shape."""
-    lo, width, logs = _shaped(axes, values.ndim)
-    values = np.array(values, np.float64)
-    for i in logs:
-        values[:, i] = np.log1p(np.maximum(values[:, i], np.expm1(axes[i].lo)))
-    return np.minimum(np.maximum((values - lo) / width, 0.0), 1.0)
+class Axes:
+    """Axes of P properties, to move values of all of them at once: arrays (Q, P, M)."""
 
+    def __init__(self, axes: Sequence[Axis]) -> None:
+        self._lo = np.array([axis.lo for axis in axes])[:, None]
+        self._width = np.array([axis.width for axis in axes])[:, None]
+        self._logs = [(i, float(np.expm1(axis.lo))) for i, axis in enumerate(axes) if axis.log1p]
 
-def from_units(axes: Sequence[Axis], u: Array) -> Array:
-    """`Axis.from_unit` of P properties at once: u (Q, P, ...) -> the same shape."""
-    lo, width, logs = _shaped(axes, u.ndim)
-    values = lo + u * width
-    for i in logs:
-        values[:, i] = np.expm1(values[:, i])
-    return np.asarray(values, np.float64)
+    def to_unit(self, values: Array) -> Array:
+        """As `Axis.to_unit`; overwrites `values`."""
+        for i, least in self._logs:
+            values[:, i] = np.log1p(np.maximum(values[:, i], least))
+        return np.minimum(np.maximum((values - self._lo) / self._width, 0.0), 1.0)
 
-
-def _shaped(axes: Sequence[Axis], ndim: int) -> tuple[Array, Array, list[int]]:
-    """Ends and widths to broadcast along the second of `ndim` dimensions, and which axes are logarithmic."""
-    shape = (-1,) + (1,) * (ndim - 2)
-    lo, width = np.array([axis.lo for axis in axes]), np.array([axis.width for axis in axes])
-    return lo.reshape(shape), width.reshape(shape), [i for i, axis in enumerate(axes) if axis.log1p]
+    def from_unit(self, u: Array) -> Array:
+        """As `Axis.from_unit`."""
+        values = self._lo + u * self._width
+        for i, _ in self._logs:
+            values[:, i] = np.expm1(values[:, i])
+        return np.asarray(values, np.float64)
 
 
 def probabilities(axis: Axis, coefficients: Array) -> Array:

@@ -26,7 +26,7 @@ from astroclip.types import MODALITIES
 from index.backends.exact import ExactBackend
 from index.calibrate import ScoreTable, sample_slots
 from index.density import Axis
-from index.knn_conformal import LADDER, OWN_UP_TO, fit_rung, intervals, neighbourhood
+from index.knn_conformal import LADDER, OWN_UP_TO, Rungs, fit_rung, intervals, neighbourhood
 from index.knn_density import choose_smoothing
 from index.knn_files import PropertyCalibration, write_knn
 from index.regress import distances
@@ -168,12 +168,13 @@ def _report(entry: PropertyCalibration, x: Array, d: Array, y: Array, choosing: 
     """
     one, other = np.array_split(calibrating, 2)
     rung, _ = fit_rung(x, d, y, entry.k, choosing, one)
-    found = neighbourhood(x[other, None], d[other], [entry.k], [rung.median])
+    rungs = Rungs([entry.k], [rung])
+    found = neighbourhood(x[other, None], d[other], [entry.k], rungs.median)
     other = other[np.isfinite(found.value[:, 0])]
-    found = neighbourhood(x[other, None], d[other], [entry.k], [rung.median])
+    found = neighbourhood(x[other, None], d[other], [entry.k], rungs.median)
     coverage = {}
     for wanted in _COVERAGES:
-        lo, hi = intervals(found, [rung], wanted)
+        lo, hi = intervals(found, rungs, wanted)
         coverage[f"{wanted:.2f}"] = round(float(np.mean((lo[:, 0] <= y[other]) & (y[other] <= hi[:, 0]))), 4)
     smoothing = entry.smoothing.calibrated(x[one], d[one], y[one])
     reached = smoothing.cdf(x[other], d[other], y[other, None])[:, 0]

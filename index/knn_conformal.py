@@ -36,6 +36,7 @@ __all__ = [
     "OWN_UP_TO",
     "Neighbourhood",
     "Rung",
+    "Rungs",
     "fit_rung",
     "intervals",
     "neighbourhood",
@@ -76,15 +77,27 @@ class Rung:
     scores: Array
 
 
+class Rungs:
+    """One rung for each of P properties: arrays of k (P,) and of what `Rung` holds; median: the properties with one."""
+
+    def __init__(self, k: Sequence[int], rungs: Sequence[Rung]) -> None:
+        self.k = np.array(k)
+        self.median = np.flatnonzero([rung.median for rung in rungs])
+        self.scale = np.array([rung.scale for rung in rungs])
+        self.edges = np.array([rung.edges for rung in rungs])
+        self.scores = np.array([rung.scores for rung in rungs])
+
+
 def rung_of(k: int) -> int:
     """Place in `LADDER` of the calibration that speaks for k neighbours: the largest not above it."""
     return max(bisect_right(LADDER, k) - 1, 0)
 
 
-def neighbourhood(x: Array, d: Array, k: Sequence[int], median: Sequence[bool]) -> Neighbourhood:
+def neighbourhood(x: Array, d: Array, k: npt.ArrayLike, median: Sequence[int] | npt.NDArray[np.int64]) -> Neighbourhood:
     """Sums over the first k[p] neighbours of each query, those without the property left out.
 
-    x: (Q, P, K) values, NaN where unknown; d: (Q, K) distances, infinite where there is no neighbour.
+    x: (Q, P, K) values, NaN where unknown; d: (Q, K) distances, infinite where there is no neighbour. median: the
+    properties whose value is the median.
     """
     present = np.isfinite(d)
     near = np.where(present, d, 0.0)
@@ -96,12 +109,11 @@ def neighbourhood(x: Array, d: Array, k: Sequence[int], median: Sequence[bool]) 
     total, squares, count, distance = (sums[:, :, i] for i in range(4))
     with np.errstate(invalid="ignore", divide="ignore"):
         value = (x @ w[:, :, None])[:, :, 0] / total
-        chosen = np.flatnonzero(median)
-        if len(chosen):
-            reach = max(k[i] for i in chosen)
-            some = x[:, chosen, :reach], (counted[:, chosen] * w[:, None])[:, :, :reach]
-            flat = (part.reshape(-1, part.shape[2]) for part in some)
-            value[:, chosen] = weighted_quantiles(*flat, (0.5,))[0].reshape(len(x), -1)
+        if len(median):
+            reach = min(int(np.asarray(k)[median].max()), x.shape[2])
+            some, weights = x[:, median, :reach], (counted[:, median] * w[:, None])[:, :, :reach]
+            middle = weighted_quantiles(some.reshape(-1, reach), weights.reshape(-1, reach), (0.5,))[0]
+            value[:, median] = middle.reshape(len(x), -1)
         off = np.abs(x - value[:, :, None], where=counted, out=np.zeros_like(x))
         return Neighbourhood(
             value,
@@ -111,13 +123,11 @@ def neighbourhood(x: Array, d: Array, k: Sequence[int], median: Sequence[bool]) 
         )
 
 
-def intervals(found: Neighbourhood, rungs: Sequence[Rung], coverage: float) -> tuple[Array, Array]:
-    """(lo, hi) of (Q, P), one rung a property."""
+def intervals(found: Neighbourhood, rungs: Rungs, coverage: float) -> tuple[Array, Array]:
+    """(lo, hi) of (Q, P)."""
     level = int(np.searchsorted(LEVELS, coverage - 1e-9))
-    scale = np.array([rung.scale for rung in rungs])
-    edges = np.array([rung.edges for rung in rungs])
-    q = np.array([rung.scores[:, level] for rung in rungs])
-    half = _sigma(found, scale) * q[np.arange(len(rungs)), _bins(found.distance, edges)]
+    q = rungs.scores[np.arange(len(rungs.k)), _bins(found.distance, rungs.edges), level]
+    half = _sigma(found, rungs.scale) * q
     return np.maximum(found.value - half, 0.0), np.minimum(found.value + half, 1.0)
 
 
@@ -136,14 +146,14 @@ def fit_rung(
         return Rung(False, np.array([1.0, 0.0, 0.0]), np.zeros(BINS - 1), nothing), np.inf
     trials = []
     for median in (False, True)[: 1 if k == 1 else 2]:
-        found = neighbourhood(x[choosing, None, :k], d[choosing, :k], [k], [median])
+        found = neighbourhood(x[choosing, None, :k], d[choosing, :k], [k], [0] * median)
         residual = np.abs(y[choosing] - found.value[:, 0])
         scale = _fit_scale(found, residual)
         sigma = _sigma(found, scale[None])[:, 0]
         trials.append((_crps(y[choosing], found.value[:, 0], sigma), median, scale, found.distance[:, 0]))
     crps, median, scale, distance = min(trials, key=lambda trial: trial[0])
     edges = np.quantile(distance, [1 / BINS, 2 / BINS])
-    found = neighbourhood(x[calibrating, None, :k], d[calibrating, :k], [k], [median])
+    found = neighbourhood(x[calibrating, None, :k], d[calibrating, :k], [k], [0] * median)
     scores = np.abs(y[calibrating] - found.value[:, 0]) / _sigma(found, scale[None])[:, 0]
     bins = _bins(found.distance, edges[None])[:, 0]
     parts = [scores[bins == i] for i in range(BINS)]

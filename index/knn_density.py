@@ -71,7 +71,7 @@ class Smoothing:
     def _kernels(self, x: Array, d: Array) -> tuple[Array, Array, Array]:
         """Centres (Q, k), weights (Q, k) summing to 1, widths (Q, 1)."""
         x, d = x[:, : self.k], d[:, : self.k]
-        spread = neighbourhood(x[:, None], d, [self.k], [True]).spread
+        spread = neighbourhood(x[:, None], d, [self.k], [0]).spread
         known = np.isfinite(x) & np.isfinite(d)
         w = np.where(known, 1.0 / np.maximum(d, MIN_DISTANCE), 0.0)
         with np.errstate(invalid="ignore"):

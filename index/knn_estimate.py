@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from astroclip.errors import InputError
-from index.density import from_units, to_units
+from index.density import Axes
 from index.head_estimate import SHOWN, Histogram
-from index.knn_conformal import intervals, neighbourhood, rung_of
-from index.knn_files import Pair
+from index.knn_conformal import Rungs, intervals, neighbourhood, rung_of
+from index.knn_files import Pair, PropertyCalibration
 from index.regress import DEFAULT_K, Estimate, check_coverage, distances, knn_regress, unit_of
 
 if TYPE_CHECKING:
@@ -105,23 +106,28 @@ def estimate_many(
     out: dict[str, Estimates] = {}
     chosen = [name for name in units if name in known]
     if chosen:
-        entries = [known[name] for name in chosen]
-        ks = [entry.k if k is None else k for entry in entries]
-        rungs = [entry.rungs[rung_of(used)] for entry, used in zip(entries, ks, strict=True)]
-        axes = [entry.axis for entry in entries]
-        reach = max(ks)
+        axes, rungs = _prepared(tuple(known[name] for name in chosen), k)
+        reach = int(rungs.k.max())
         values = np.stack([index.catalog.values(name)[rows[:, :reach]] for name in chosen], axis=1)
-        found = neighbourhood(to_units(axes, values), d[:, :reach], ks, [rung.median for rung in rungs])
-        ends = from_units(axes, np.stack([found.value, *intervals(found, rungs, coverage)], axis=2))
-        for i, (name, used) in enumerate(zip(chosen, ks, strict=True)):
+        found = neighbourhood(axes.to_unit(values), d[:, :reach], rungs.k, rungs.median)
+        ends = axes.from_unit(np.stack([found.value, *intervals(found, rungs, coverage)], axis=2))
+        for i, name in enumerate(chosen):
             value, lo, hi = ends[:, i].T
-            out[name] = Estimates(name, units[name], value, lo, hi, found.n_eff[:, i], used, True)
+            out[name] = Estimates(name, units[name], value, lo, hi, found.n_eff[:, i], int(rungs.k[i]), True)
     for name in units:
         if name not in out:
             used = k or DEFAULT_K
             raw = knn_regress(index.catalog.values(name)[rows[:, :used]], d[:, :used], coverage)
             out[name] = Estimates(name, units[name], raw.value, raw.lo, raw.hi, raw.n_eff, used, False)
     return [out[name] for name in names]
+
+
+@lru_cache(maxsize=64)  # stacking the numbers takes a third of the time of one query
+def _prepared(entries: tuple[PropertyCalibration, ...], k: int | None) -> tuple[Axes, Rungs]:
+    """Of P properties together, each with its own k where None is given."""
+    ks = [entry.k if k is None else k for entry in entries]
+    chosen = [entry.rungs[rung_of(used)] for entry, used in zip(entries, ks, strict=True)]
+    return Axes([entry.axis for entry in entries]), Rungs(ks, chosen)
 
 
 def knn_histogram(

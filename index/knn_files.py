@@ -29,10 +29,10 @@ FORMAT = 1
 Pair = tuple[str, str]  # (what the query is: image, spectrum or both; where neighbours are sought: or either)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PropertyCalibration:
-    """One property of one pair. axis: its ends and scale, without waves. k: the index's own choice, one of `LADDER`.
-    rungs: in the order of `LADDER`."""
+    """One property of one pair, equal to itself alone. axis: its ends and scale, without waves. k: the index's own
+    choice, one of `LADDER`. rungs: in the order of `LADDER`."""
 
     axis: Axis
     k: int

@@ -20,27 +20,18 @@ import numpy.typing as npt
 from astroclip.errors import InputError, NotFoundError
 from astroclip.types import Flag, Modality, Quality
 from index import (
-    Estimate,
-    Histogram,
     Hits,
     SearchReport,
     SurveyIndex,
     assess,
-    best_target,
-    estimate,
     head_estimate,
     head_histogram,
-    knn_histogram,
     neighbours_wanted,
 )
-from index.head_build import BOTH
-from index.knn_conformal import LADDER, rung_of
-from index.knn_files import Pair
 from service.engine import Embedded, Engine
+from service.neighbours import by_neighbours, density_model, query_pair
 from service.query import Resolved, Target, resolve
 from service.schemas import (
-    CombineQuery,
-    DensityModel,
     EstimateAnswer,
     EstimateModel,
     EstimateRequest,
@@ -58,7 +49,6 @@ from service.schemas import (
 
 __all__ = ["estimate_answer", "object_models", "quality_model", "search_answer", "trust_models"]
 
-FEW_NEIGHBOURS = 3.0  # n_eff below which one neighbour can decide an estimate
 _OWN_COLUMNS = ("object_id", "ra", "dec", "has_image", "has_spectrum", "preview_image", "preview_spectrum", "source")
 _PREVIEW_POINTS = 512
 _EMPTY_FILTER = Flag("empty_filter", "No object of the index passes the filter.")
@@ -81,7 +71,7 @@ def estimate_answer(
     head reads the query's own vectors; the neighbours are returned all the same."""
     _check_density(engine, request)
     _limit_names(engine, request.properties, "properties")
-    pair, target = _pair(engine, request, uploads)
+    pair, target = query_pair(engine, request, uploads)
     k = request.k
     if k is None and request.method == "knn":
         wanted = neighbours_wanted(engine.index, request.properties, pair, request.density > 0)
@@ -92,78 +82,10 @@ def estimate_answer(
         if request.method == "head":
             models, flags = _by_head(engine, request, resolved)
         else:
-            models, flags = _by_neighbours(engine, request, hits, pair, k)
+            models, flags = by_neighbours(engine.index, request, hits, pair, k)
     common = _common(engine, request, uploads, resolved, hits, report, request_id)
     common["trust"].flags += flag_models(flags)
     return EstimateAnswer(estimates=models, method=request.method, **common)
-
-
-def _pair(engine: Engine, request: EstimateRequest, uploads: Mapping[Modality, Embedded]) -> tuple[Pair | None, Target]:
-    """What the query is and where its neighbours are sought, and the latter alone. No pair for a combination, nor for
-    image and spectrum that weigh differently: it is no object such as the index was calibrated with."""
-    resolved = resolve(engine, request.query, uploads, request.target or "either", request.fuse)
-    one = resolved.modality or (BOTH if len(resolved.vectors) > 1 else None)
-    best = best_target(engine.index, BOTH) if one == BOTH else resolved.modality
-    target: Target = request.target or best or "either"  # type: ignore[assignment]
-    uneven = one == BOTH and request.fuse is not None and request.fuse.image != request.fuse.spectrum
-    if one is None or uneven or isinstance(request.query, CombineQuery):
-        return None, target
-    return (one, target), target
-
-
-def _by_neighbours(
-    engine: Engine, request: EstimateRequest, hits: Hits, pair: Pair | None, k: int | None
-) -> tuple[list[EstimateModel], list[Flag]]:
-    """k: as the caller gave it."""
-    found = estimate(engine.index, hits, request.properties, request.coverage, pair=pair, k=k)
-    models = [EstimateModel(**asdict(e)) for e in found]
-    flags = _doubts(request, found, k)
-    if request.density:
-        names = [e.name for e in found]
-        histograms = knn_histogram(engine.index, hits, names, request.density, pair)
-        for model, histogram in zip(models, histograms, strict=True):
-            model.density = None if histogram is None else _density_model(histogram)
-        read = max((engine.index.knn[pair][name].smoothing.k for name in names), default=0) if pair else 0
-        if len(hits) < read:
-            flags.append(
-                Flag("density_of_few", f"The densities were calibrated on {read} neighbours; there are {len(hits)}.")
-            )
-    return models, flags
-
-
-def _doubts(request: EstimateRequest, found: Sequence[Estimate], k: int | None) -> list[Flag]:
-    """Why the intervals may not hold what they say."""
-    flags = []
-    bare = [e for e in found if not e.calibrated]
-    if bare:
-        names = ", ".join(e.name for e in bare)
-        flags.append(
-            Flag(
-                "uncalibrated_interval",
-                f"The index has no calibration of {names} for such a query: the interval is the spread of the "
-                "neighbours, and may hold the truth less often than it says.",
-            )
-        )
-    if 0 < max((e.n_eff or 0.0 for e in bare), default=0.0) < FEW_NEIGHBOURS:
-        flags.append(
-            Flag(
-                "few_neighbours", "A neighbour or two carry the estimate; its intervals are too narrow to be believed."
-            )
-        )
-    if len(bare) < len(found):
-        if request.filter is not None or request.score_threshold is not None:
-            flags.append(
-                Flag(
-                    "calibrated_without_filter",
-                    "The intervals were calibrated on searches without filter and threshold; behind one, neighbours "
-                    "are others.",
-                )
-            )
-        if k is not None and k not in LADDER:
-            flags.append(
-                Flag("calibrated_for_other_k", f"The intervals were calibrated for k = {LADDER[rung_of(k)]}, not {k}.")
-            )
-    return flags
 
 
 def _by_head(engine: Engine, request: EstimateRequest, resolved: Resolved) -> tuple[list[EstimateModel], list[Flag]]:
@@ -180,7 +102,7 @@ def _by_head(engine: Engine, request: EstimateRequest, resolved: Resolved) -> tu
     if request.density:
         names = [e.name for e in estimates]
         for model, found in zip(models, head_histogram(index, resolved.vectors, names, request.density), strict=True):
-            model.density = _density_model(found)
+            model.density = density_model(found)
     flags = []
     if resolved.own_rows:
         flags.append(
@@ -202,10 +124,6 @@ def _check_density(engine: Engine, request: EstimateRequest) -> None:
             field="density",
             limit=limit,
         )
-
-
-def _density_model(found: Histogram) -> DensityModel:
-    return DensityModel(edges=found.edges.tolist(), pdf=found.pdf.tolist())
 
 
 def _find(

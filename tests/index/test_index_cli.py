@@ -40,7 +40,8 @@ def test_build_append_verify_info(toy, tmp_path, run):
     assert run("append", out, tmp_path / "new", "-q").exit_code == 0
     record = json.loads(run("info", out, "--json").output)
     assert record["counts"]["objects"] == 638 and record["version"] == 2 and record["index_id"] == "toy"
-    assert "638" in run("info", out).output
+    shown = run("info", out).output
+    assert "638" in shown and "calibrated on" in shown
     verified = run("verify", out, "--json")
     assert verified.exit_code == 0 and json.loads(verified.output)["ok"] is True
 

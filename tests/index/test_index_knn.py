@@ -19,6 +19,7 @@ from index.knn_conformal import (
     OWN_UP_TO,
     Neighbourhood,
     Rung,
+    Rungs,
     fit_rung,
     intervals,
     neighbourhood,
@@ -46,8 +47,8 @@ FRESH = np.arange(4000, N)
 
 
 def inside(rung, x, d, y, k, coverage):
-    found = neighbourhood(x[:, None], d, [k], [rung.median])
-    lo, hi = intervals(found, [rung], coverage)
+    found = neighbourhood(x[:, None], d, [k], [0] * rung.median)
+    lo, hi = intervals(found, Rungs([k], [rung]), coverage)
     return (lo[:, 0] <= y) & (y <= hi[:, 0]), found.distance[:, 0]
 
 
@@ -66,8 +67,8 @@ def test_intervals_hold_the_truth_as_often_as_they_say_near_and_far(drawn, k, co
 def test_an_interval_follows_the_spread_of_its_neighbours(drawn):
     x, d, y = drawn
     rung, _ = fit_rung(x, d, y, 16, *HALVES)
-    found = neighbourhood(x[FRESH, None], d[FRESH], [16], [rung.median])
-    lo, hi = intervals(found, [rung], 0.68)
+    found = neighbourhood(x[FRESH, None], d[FRESH], [16], [0] * rung.median)
+    lo, hi = intervals(found, Rungs([16], [rung]), 0.68)
     narrow = found.spread[:, 0] < np.median(found.spread)
     assert np.mean((hi - lo)[~narrow]) > 2 * np.mean((hi - lo)[narrow])
 
@@ -77,11 +78,11 @@ def test_any_coverage_is_answered_and_more_is_wider():
     one = np.array([[0.5]])
     found = Neighbourhood(one, one, one, one)
     asked = [1e-6, 0.005, 0.3, 0.68, 0.6801, 0.9, 0.95, 0.991, 0.99999]
-    widths = [(hi - lo).item() for lo, hi in (intervals(found, [rung], c) for c in asked)]
+    widths = [(hi - lo).item() for lo, hi in (intervals(found, Rungs([1], [rung]), c) for c in asked)]
     assert widths == sorted(widths)
     assert widths[3] == pytest.approx(0.136) and widths[4] == pytest.approx(0.137)  # between two: the wider
     everything = Rung(False, rung.scale, rung.edges, np.full((3, len(LEVELS)), np.inf))
-    assert [float(a[0, 0]) for a in intervals(found, [everything], 0.68)] == [0.0, 1.0]
+    assert [float(a[0, 0]) for a in intervals(found, Rungs([1], [everything]), 0.68)] == [0.0, 1.0]
 
 
 def test_quantiles_of_few_scores_are_infinite_where_they_cannot_tell(drawn):
@@ -95,11 +96,11 @@ def test_neighbours_without_the_property_are_left_out(drawn):
     x, d, _ = drawn
     gaps = x[:50, None].copy()
     gaps[:, 0, 1:8:2] = np.nan
-    some = neighbourhood(gaps, d[:50], [8], [True])
-    less = neighbourhood(x[:50, None, 0:8:2], d[:50, 0:8:2], [4], [True])
+    some = neighbourhood(gaps, d[:50], [8], [0])
+    less = neighbourhood(x[:50, None, 0:8:2], d[:50, 0:8:2], [4], [0])
     for name in ("value", "spread", "distance", "n_eff"):
         np.testing.assert_allclose(getattr(some, name), getattr(less, name))
-    none = neighbourhood(np.full((2, 1, 4), np.nan), d[:2, :4], [4], [False])
+    none = neighbourhood(np.full((2, 1, 4), np.nan), d[:2, :4], [4], [])
     assert np.isnan(none.value).all() and (none.n_eff == 0).all()
 
 
