@@ -9,7 +9,7 @@ from index.build import BuildOptions, append_index, build_index
 from index.head_estimate import Histogram, head_estimate, head_histogram
 from index.regress import Estimate, Regression, estimate, knn_regress
 from index.store import Hits, SearchReport, SurveyIndex
-from index.trust import Trust, assess, ood_p
+from index.trust import Trust, assess, disagreement_flag, disagreement_p, own_statistics
 
 __all__ = [
     "BuildOptions",
@@ -23,9 +23,11 @@ __all__ = [
     "append_index",
     "assess",
     "build_index",
+    "disagreement_flag",
+    "disagreement_p",
     "estimate",
     "head_estimate",
     "head_histogram",
     "knn_regress",
-    "ood_p",
+    "own_statistics",
 ]

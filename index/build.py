@@ -27,11 +27,13 @@ from index.calibrate import KTH, kth_scores, sample_scores
 from index.catalog import CATALOG, STANDARD_PROPERTIES
 from index.head_build import WhenHeads, fit_heads
 from index.manifest import MANIFEST, Manifest
+from index.measured import Measured, join_measured
 from index.parts import PartsInfo, read_info, read_parts
 from index.previews import write_previews
 from index.publish import KEEP, publish, publish_plain, staging
 from index.recall import measure_recall
 from index.store import SurveyIndex
+from index.trust_tables import calibrate_trust
 from index.vectors import VectorTable, VectorWriter, load_npy
 
 __all__ = ["HNSW_FROM", "BuildOptions", "append_index", "build_index"]
@@ -160,7 +162,7 @@ class _Writer:
         index_id: str,
         version: int,
     ) -> Manifest:
-        catalog, skipped = self._vectors_and_catalog(folder, parts, base)
+        catalog, measured, skipped = self._vectors_and_catalog(folder, parts, base)
         _check_unique(catalog, 0 if base is None else len(base))
         record, catalog = self._previews(folder, catalog, base, previews)
         pq.write_table(catalog, folder / CATALOG, compression="zstd")
@@ -178,7 +180,7 @@ class _Writer:
             counts={"objects": catalog.num_rows, **{m: len(t) for m, t in tables.items()}, "skipped": skipped},
             backends=self._graphs(folder, tables, base),
             properties=properties,
-            calibration=self._calibration(folder, tables),
+            calibration=self._calibration(folder, tables, measured),
             previews=record,
             heads=self._heads(folder, tables, catalog, properties),
             licence=self.options.licence,
@@ -193,8 +195,9 @@ class _Writer:
 
     def _vectors_and_catalog(
         self, folder: Path, parts: Sequence[Path], base: SurveyIndex | None
-    ) -> tuple[pa.Table, int]:
+    ) -> tuple[pa.Table, dict[str, Measured], int]:
         catalogs: list[pa.Table] = [] if base is None else [base.catalog.table]
+        measured: dict[str, list[Measured]] = {m: [] if base is None else [base.trust.measured[m]] for m in MODALITIES}
         skipped = 0 if base is None else base.manifest.counts["skipped"]
         with ExitStack() as stack:
             writers = {
@@ -215,6 +218,7 @@ class _Writer:
                     skipped += part.skipped
                     for m, writer in writers.items():
                         writer.append(part.vectors[m])
+                        measured[m].append(part.measured[m])
         try:
             catalog = pa.concat_tables(catalogs, promote_options="permissive").combine_chunks()
         except pa.ArrowException as error:
@@ -224,7 +228,7 @@ class _Writer:
             ) from error
         if not catalog.num_rows:
             raise InputError("no row of the parts has an embedding; nothing to index", code="empty_index")
-        return catalog, skipped
+        return catalog, {m: join_measured(found) for m, found in measured.items()}, skipped
 
     def _previews(
         self, folder: Path, catalog: pa.Table, base: SurveyIndex | None, survey: Path | None
@@ -261,7 +265,9 @@ class _Writer:
             out[target] = {"hnsw": {"m": M, "ef_construction": EF_CONSTRUCTION, "recall": recall}}
         return out
 
-    def _calibration(self, folder: Path, tables: Mapping[str, VectorTable]) -> dict[str, Any]:
+    def _calibration(
+        self, folder: Path, tables: Mapping[str, VectorTable], measured: Mapping[str, Measured]
+    ) -> dict[str, Any]:
         self._say("calibration")
         (folder / "calibration").mkdir()
         scores, kth = [], {}
@@ -276,7 +282,8 @@ class _Writer:
             if len(alone):
                 kth[query] = f"calibration/kth-{query}.npy"
                 np.save(folder / kth[query], alone)
-        return {"scores": scores, "kth": {"k": KTH, "files": kth}, "seed": self.options.seed}
+        trust = calibrate_trust(folder, tables, measured, self.options.seed)
+        return {"scores": scores, "kth": {"k": KTH, "files": kth}, **trust, "seed": self.options.seed}
 
     def _heads(
         self, folder: Path, tables: Mapping[str, VectorTable], catalog: pa.Table, properties: Mapping[str, str]

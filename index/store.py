@@ -28,6 +28,7 @@ from index.heads import DensityHead
 from index.manifest import MANIFEST, Manifest, check_files
 from index.planner import Mode, Plan, plan
 from index.previews import Previews
+from index.trust_tables import read_trust_tables
 from index.vectors import VectorTable, load_npy
 
 __all__ = ["MAX_K", "MAX_QUERIES", "Hits", "SearchReport", "SurveyIndex", "Target", "resolve"]
@@ -116,6 +117,7 @@ class SurveyIndex:
             )
             for entry in manifest.calibration.get("scores", [])
         }
+        self.trust = read_trust_tables(folder, manifest.calibration, self.tables)
         self.heads: dict[str, DensityHead] = {  # by what they read: image, spectrum or both
             key: read_head(folder / entry["file"], entry["file"], dim=manifest.dim * (2 if key == BOTH else 1))
             for key, entry in manifest.heads.items()
