@@ -23,6 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 from scipy.spatial import cKDTree
+from trust_inputs import DAMAGED_IMAGES, DAMAGED_SPECTRA, JUNK_IMAGES, JUNK_SPECTRA
 
 from astroclip.embed import Embedder
 from astroclip.errors import AstroClipError
@@ -30,7 +31,6 @@ from astroclip.io import read_images
 from astroclip.io.sources import Entry, list_inputs, read_unit
 from astroclip.preprocess.statistics import spectrum_statistics
 from astroclip.types import MODALITIES, Modality
-from trust_inputs import DAMAGED_IMAGES, DAMAGED_SPECTRA, JUNK_IMAGES, JUNK_SPECTRA
 from index import SurveyIndex, assess, disagreement_p
 from index.backends.exact import ExactBackend
 from index.parts import read_info, read_parts

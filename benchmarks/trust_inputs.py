@@ -1,4 +1,4 @@
-"""What a trust measure must find out: pictures and spectra that are no galaxy, made from seeded noise and held-out ones.
+"""What trust must find out: pictures and spectra that are no galaxy, made from seeded noise and held-out galaxies.
 
 Every maker takes a random generator and a held-out galaxy (an `Image` or a `Spectrum`) and returns one input of the
 same type, which then passes through the library's own preprocessing; what that refuses counts as found out. "junk"

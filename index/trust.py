@@ -75,8 +75,9 @@ def assess(
     if typical is None:
         return _assess_by_search(index, queries, modality, exclude_rows, level)
     found = typical.p_values(queries, _as_array(typical, modality, statistics), exclude_rows)
+    columns = {name: p.tolist() for name, p in found.items()}
     return [
-        _judge(index, modality, level, {name: float(p[q]) for name, p in found.items() if np.isfinite(p[q])})
+        _judge(index, modality, level, {name: p[q] for name, p in columns.items() if p[q] == p[q]})  # NaN: unknown
         for q in range(len(queries))
     ]
 

@@ -129,12 +129,12 @@ class Typicality:
 
     def _near(self, queries: Array, exclude_rows: Sequence[int] | Rows = ()) -> tuple[Array, Array]:
         """Cosines (Q,) with the k-th nearest reference object, and queries (Q, D) less the mean of the k nearest."""
-        excluded = np.isin(self.rows, exclude_rows) if len(exclude_rows) else None
+        excluded = np.flatnonzero(np.isin(self.rows, exclude_rows)) if len(exclude_rows) else ()
         distance, left = np.empty(len(queries), np.float32), np.empty(queries.shape, np.float32)
         for start in range(0, len(queries), _CHUNK):
             some = slice(start, start + _CHUNK)
             cosines = queries[some] @ self.reference.T
-            if excluded is not None:
+            if len(excluded):
                 cosines[:, excluded] = -1.0
             nearest = np.argpartition(cosines, -self.k, axis=1)[:, -self.k :]  # the k-th stands first
             distance[some] = np.take_along_axis(cosines, nearest[:, :1], axis=1)[:, 0]
@@ -145,8 +145,8 @@ class Typicality:
 def conformal_p(table: npt.NDArray[np.float32], scores: npt.ArrayLike) -> PValues:
     """p-values of `scores` against a sorted table of calibration scores; small = unlike; NaN stays NaN."""
     scores = np.asarray(scores, np.float32)
-    at_most = np.searchsorted(table, scores, side="right")
-    return np.where(np.isnan(scores), np.nan, (1.0 + at_most) / (len(table) + 1.0))
+    p = (1.0 + table.searchsorted(scores, side="right")) / (len(table) + 1.0)
+    return np.asarray(np.where(np.isnan(scores), np.nan, p), np.float64)
 
 
 def fit_typicality(
