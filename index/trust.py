@@ -102,11 +102,13 @@ def disagreement_flag(index: SurveyIndex, p: float | None, level: float = DISAGR
     """The flag of a pair as unusual as `level`, or none."""
     if p is None or p > level:
         return ()
-    message = (
-        f"Image and spectrum disagree: only {100 * p:.2g} % of the pairs of {index.manifest.survey} fit together as "
-        "badly. They may show different objects, or something unusual."
+    return (
+        Flag(
+            "modalities_disagree",
+            f"Image and spectrum disagree: only {100 * p:.2g} % of the pairs of {index.manifest.survey} fit together "
+            "as badly. They may show different objects, or something unusual.",
+        ),
     )
-    return (Flag("modalities_disagree", message),)
 
 
 def _as_array(
@@ -143,8 +145,9 @@ def _judge(index: SurveyIndex, modality: Modality, level: float, found: dict[str
         return Trust(p, (), found)
     least = min(found, key=lambda name: found[name], default="distance")
     why = _WHY.get((modality, least), "Its embedding lies apart from theirs.")
-    message = (
+    flag = Flag(
+        "out_of_distribution",
         f"This {modality} is unlike the objects of {index.manifest.survey}: only {100 * p:.2g} % of them are as "
-        f"unusual. {why} Estimates and neighbours may mean little."
+        f"unusual. {why} Estimates and neighbours may mean little.",
     )
-    return Trust(p, (Flag("out_of_distribution", message),), found)
+    return Trust(p, (flag,), found)

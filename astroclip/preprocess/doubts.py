@@ -90,7 +90,12 @@ def spectrum_doubts(masked_fraction: float, snr: float) -> list[Flag]:
 def _masked(fraction: float, what: str) -> list[Flag]:
     if fraction <= MAX_MASKED:
         return []
-    return [Flag("masked_fraction", f"{fraction:.0%} of the {what} is masked; training saw at most {MAX_MASKED:.0%}.")]
+    return [
+        Flag(
+            "masked_fraction",
+            f"{fraction:.0%} of the {what} is masked; hardly an object of the training had more than {MAX_MASKED:.0%}.",
+        )
+    ]
 
 
 def _flat(plane: Pixels) -> bool:
