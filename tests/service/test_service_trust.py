@@ -82,6 +82,17 @@ def test_two_uploads_are_compared_and_both_judged(client, engine, galaxy, spectr
     assert trust["ood_p"] == pytest.approx(min(1.0, 2 * min(alone)))
 
 
+def test_two_uploads_are_held_to_half_the_level_each(levels, galaxy, spectrum):
+    """Flagged exactly where `ood_p`, which counts both, reaches the level."""
+    files = {"image": ("g.fits", image_fits(galaxy)), "spectrum": ("s.fits", sdss_fits(spectrum))}
+    with levels() as client:
+        p = client.post("/v1/search", files=files).json()["trust"]["ood_p"]
+    for level, flagged in ((1.01 * p, True), (0.99 * p, False)):
+        with levels(ood_level=level) as client:
+            found = codes(client.post("/v1/search", files=files).json()["trust"])
+        assert ("out_of_distribution" in found) == flagged
+
+
 def test_the_levels_decide_the_flags_alone(levels):
     always, never = levels(ood_level=1.0, disagreement_level=1.0), levels(ood_level=0.0, disagreement_level=0.0)
     with always, never:
