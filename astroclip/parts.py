@@ -198,7 +198,7 @@ def _table(rows: Sequence[PartRow], schema: pa.Schema) -> pa.Table:
     for modality in MODALITIES:
         cells[f"{modality}_embedding"] = [r.vectors.get(modality) for r in rows]
         cells[f"{modality}_statistics"] = [
-            q.statistics or None if modality in r.vectors and (q := r.quality.get(modality)) else None for r in rows
+            q.statistics or None if (q := r.quality.get(modality)) else None for r in rows
         ]
         cells[f"{modality}_snr"] = [q.snr if (q := r.quality.get(modality)) else None for r in rows]
         cells[f"{modality}_masked_fraction"] = [
