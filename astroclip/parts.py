@@ -1,7 +1,7 @@
 """Embedding parts on disk: Parquet files with done markers, published so that a death at any moment loses no truth.
 
 <out>/embedding.json          the model: {"format_version", "model_id", "model_sha256", "preprocess_version", "dim"}
-<out>/part-00000.parquet      identity, both embeddings, quality, error, catalogue columns
+<out>/part-00000.parquet      identity, both embeddings, quality, input statistics, error, catalogue columns
 <out>/part-00000.done.json    {"inputs": [{label, size, mtime_ns, rows}], "rows", "failed", "parquet_sha256", ...}
 """
 
@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from astroclip.errors import ProvenanceError
 from astroclip.io.refusal import refusal
 from astroclip.io.sources import Entry, Unit
+from astroclip.preprocess.statistics import STATISTICS
 from astroclip.types import MODALITIES, Modality, Quality
 
 __all__ = [
@@ -76,7 +77,15 @@ def part_schema(columns: dict[str, str], dim: int) -> pa.Schema:
     own += [(f"{m}_snr", pa.float32()) for m in MODALITIES]
     own += [(f"{m}_masked_fraction", pa.float32()) for m in MODALITIES]
     own += [("quality_flags", pa.list_(pa.string())), ("error", pa.string())]
-    return pa.schema([*own, *((name, _ARROW[kind]) for name, kind in columns.items())])
+    measured = [_statistics_field(m) for m in MODALITIES]
+    return pa.schema([*own, *measured, *((name, _ARROW[kind]) for name, kind in columns.items())])
+
+
+def _statistics_field(modality: Modality) -> pa.Field:
+    """`<modality>_statistics`, its numbers named in the field's metadata: an index compares those of one name only."""
+    names = STATISTICS[modality]
+    kind = pa.list_(pa.float32(), len(names))
+    return pa.field(f"{modality}_statistics", kind, metadata={"names": ",".join(names)})
 
 
 def fingerprint(unit: Unit) -> dict[str, Any]:
@@ -188,6 +197,9 @@ def _table(rows: Sequence[PartRow], schema: pa.Schema) -> pa.Table:
     }
     for modality in MODALITIES:
         cells[f"{modality}_embedding"] = [r.vectors.get(modality) for r in rows]
+        cells[f"{modality}_statistics"] = [
+            q.statistics or None if (q := r.quality.get(modality)) else None for r in rows
+        ]
         cells[f"{modality}_snr"] = [q.snr if (q := r.quality.get(modality)) else None for r in rows]
         cells[f"{modality}_masked_fraction"] = [
             q.masked_fraction if (q := r.quality.get(modality)) else None for r in rows

@@ -54,12 +54,15 @@ class Quality:
     coverage:        fraction of the model's wavelength range (spectrum) or field (image) that holds good data;
                      None until preprocessing has put the input on the model's grid.
     flags:           remarks, in the order they were found.
+    statistics:      numbers of `astroclip.preprocess.statistics` that tell a galaxy from noise; empty until on the
+                     grid.
     """
 
     masked_fraction: float = 0.0
     snr: float | None = None
     coverage: float | None = None
     flags: tuple[Flag, ...] = ()
+    statistics: tuple[float, ...] = ()
 
     def with_flags(self, *flags: Flag) -> Quality:
         """The same quality with further flags; a code already present is not repeated."""

@@ -18,7 +18,7 @@ from index.knn_estimate import (
 )
 from index.regress import Estimate, Regression, knn_regress
 from index.store import Hits, SearchReport, SurveyIndex
-from index.trust import Trust, assess, ood_p
+from index.trust import Trust, assess, disagreement_flag, disagreement_p, own_statistics
 
 __all__ = [
     "BuildOptions",
@@ -34,6 +34,8 @@ __all__ = [
     "assess",
     "best_target",
     "build_index",
+    "disagreement_flag",
+    "disagreement_p",
     "estimate",
     "estimate_many",
     "head_estimate",
@@ -41,6 +43,6 @@ __all__ = [
     "knn_histogram",
     "knn_regress",
     "neighbours_wanted",
-    "ood_p",
+    "own_statistics",
     "stacked",
 ]

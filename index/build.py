@@ -29,11 +29,13 @@ from index.catalog import CATALOG, STANDARD_PROPERTIES
 from index.head_build import WhenHeads, fit_heads
 from index.knn_build import calibrate_knn
 from index.manifest import MANIFEST, Manifest
+from index.measured import Measured, join_measured
 from index.parts import PartsInfo, read_info, read_parts
 from index.previews import write_previews
 from index.publish import KEEP, publish, publish_plain, staging
 from index.recall import measure
 from index.store import SurveyIndex
+from index.trust_tables import calibrate_trust
 from index.vectors import VectorTable, VectorWriter, load_npy
 
 __all__ = ["ANN_FROM", "BACKENDS", "BuildOptions", "append_index", "build_index"]
@@ -166,7 +168,7 @@ class _Writer:
         index_id: str,
         version: int,
     ) -> Manifest:
-        catalog, skipped = self._vectors_and_catalog(folder, parts, base)
+        catalog, measured, skipped = self._vectors_and_catalog(folder, parts, base)
         _check_unique(catalog, 0 if base is None else len(base))
         record, catalog = self._previews(folder, catalog, base, previews)
         pq.write_table(catalog, folder / CATALOG, compression="zstd")
@@ -184,7 +186,7 @@ class _Writer:
             counts={"objects": catalog.num_rows, **{m: len(t) for m, t in tables.items()}, "skipped": skipped},
             backends=self._graphs(folder, tables, base),
             properties=properties,
-            calibration=self._calibration(folder, tables, catalog, properties),
+            calibration=self._calibration(folder, tables, measured, catalog, properties),
             previews=record,
             heads=self._heads(folder, tables, catalog, properties),
             licence=self.options.licence,
@@ -199,8 +201,9 @@ class _Writer:
 
     def _vectors_and_catalog(
         self, folder: Path, parts: Sequence[Path], base: SurveyIndex | None
-    ) -> tuple[pa.Table, int]:
+    ) -> tuple[pa.Table, dict[str, Measured], int]:
         catalogs: list[pa.Table] = [] if base is None else [base.catalog.table]
+        measured: dict[str, list[Measured]] = {m: [] if base is None else [base.trust.measured[m]] for m in MODALITIES}
         skipped = 0 if base is None else base.manifest.counts["skipped"]
         with ExitStack() as stack:
             writers = {
@@ -221,6 +224,7 @@ class _Writer:
                     skipped += part.skipped
                     for m, writer in writers.items():
                         writer.append(part.vectors[m])
+                        measured[m].append(part.measured[m])
         try:
             catalog = pa.concat_tables(catalogs, promote_options="permissive").combine_chunks()
         except pa.ArrowException as error:
@@ -230,7 +234,7 @@ class _Writer:
             ) from error
         if not catalog.num_rows:
             raise InputError("no row of the parts has an embedding; nothing to index", code="empty_index")
-        return catalog, skipped
+        return catalog, {m: join_measured(found) for m, found in measured.items()}, skipped
 
     def _previews(
         self, folder: Path, catalog: pa.Table, base: SurveyIndex | None, survey: Path | None
@@ -272,7 +276,12 @@ class _Writer:
         return out
 
     def _calibration(
-        self, folder: Path, tables: Mapping[str, VectorTable], catalog: pa.Table, properties: Mapping[str, str]
+        self,
+        folder: Path,
+        tables: Mapping[str, VectorTable],
+        measured: Mapping[str, Measured],
+        catalog: pa.Table,
+        properties: Mapping[str, str],
     ) -> dict[str, Any]:
         self._say("calibration")
         (folder / "calibration").mkdir()
@@ -291,8 +300,9 @@ class _Writer:
                 kth[query] = f"calibration/kth-{query}.npy"
                 np.save(folder / kth[query], alone)
         seed = self.options.seed
+        trust = calibrate_trust(folder, tables, measured, seed)
         knn = calibrate_knn(folder, tables, catalog, properties, percentiles, seed=seed, say=self._say)
-        return {"scores": scores, "kth": {"k": KTH, "files": kth}, "seed": seed, **knn}
+        return {"scores": scores, "kth": {"k": KTH, "files": kth}, "seed": seed, **trust, **knn}
 
     def _heads(
         self, folder: Path, tables: Mapping[str, VectorTable], catalog: pa.Table, properties: Mapping[str, str]

@@ -3,7 +3,8 @@
 A parts directory holds `embedding.json` (which model made it) and `part-NNNNN.parquet` files, each with a
 `part-NNNNN.done.json` marker written after it. A part without its marker was not finished and is refused rather than
 left out. Columns: object_id, source, error (strings), ra, dec (float64), `image_embedding`, `spectrum_embedding`
-(fixed_size_list<float32>[D], null where there is none), and scalar catalogue columns.
+(fixed_size_list<float32>[D], null where there is none), `image_statistics`, `spectrum_statistics` (of later jobs, see
+`index.measured`), and scalar catalogue columns.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from astroclip.errors import InputError
-from astroclip.types import MODALITIES
+from astroclip.types import MODALITIES, Modality
 from index.manifest import sha256_file
+from index.measured import Measured, measured_column
 
 __all__ = ["Part", "PartsInfo", "read_info", "read_parts"]
 
 _FORMAT_VERSION = 1  # of the parts this module reads
 _NORM_TOLERANCE = 0.01  # float16 storage moves a norm by 1e-3; more means it is not an embedding of ours
+_LISTS = tuple(f"{m}_{what}" for m in MODALITIES for what in ("embedding", "statistics"))
 _OWN = ("has_image", "has_spectrum", "preview_image", "preview_spectrum")  # columns the index writes itself
 
 
@@ -46,12 +49,13 @@ class Part:
     """One part, rows that could not be embedded left out.
 
     catalog: Arrow table of n rows. vectors: {modality: (m, D) float32 of unit norm}, for the m rows where
-    `has_<modality>` is true, in order. skipped: rows left out.
+    `has_<modality>` is true, in order. measured: {modality: input statistics of the same rows}. skipped: rows left out.
     """
 
     name: str
     catalog: pa.Table
     vectors: dict[str, npt.NDArray[np.float32]]
+    measured: dict[Modality, Measured]
     skipped: int
 
 
@@ -123,7 +127,8 @@ def _part(name: str, table: pa.Table, info: PartsInfo) -> Part:
     for modality in MODALITIES:
         column = table.column(f"{modality}_embedding") if modality in present else None
         vectors[modality], flags[modality] = _vectors(name, modality, column, table.num_rows, info.dim)
-    return Part(name, _catalog(table, flags), vectors, skipped)
+    measured = {m: measured_column(table, m, flags[m]) for m in MODALITIES}
+    return Part(name, _catalog(table, flags), vectors, measured, skipped)
 
 
 def _vectors(
@@ -156,7 +161,7 @@ def _catalog(table: pa.Table, has: dict[str, npt.NDArray[np.bool_]]) -> pa.Table
     """The part's scalar columns as the catalogue keeps them: ids filled, NaN to null, our own flags added."""
     columns: dict[str, Any] = {}
     for name in table.column_names:
-        if name in ("error", "image_embedding", "spectrum_embedding", *_OWN):
+        if name in ("error", *_LISTS, *_OWN):
             continue
         column = table.column(name)
         if pa.types.is_floating(column.type):

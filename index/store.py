@@ -31,6 +31,7 @@ from index.manifest import MANIFEST, Manifest, check_files
 from index.planner import Measured
 from index.previews import Previews
 from index.table_search import Ask, Found, Order, TableSearch
+from index.trust_tables import read_trust_tables
 from index.vectors import VectorTable, load_npy
 
 __all__ = ["EXACT", "MAX_K", "MAX_QUERIES", "Hits", "SearchReport", "SurveyIndex", "Target", "resolve"]
@@ -111,6 +112,7 @@ class SurveyIndex:
         }
         knn = manifest.calibration.get("knn")
         self.knn: KnnCalibration = read_knn(folder / knn["file"], knn["file"]) if knn else {}
+        self.trust = read_trust_tables(folder, manifest.calibration, self.tables)
         self.heads: dict[str, DensityHead] = {  # by what they read: image, spectrum or both
             key: read_head(folder / entry["file"], entry["file"], dim=manifest.dim * (2 if key == BOTH else 1))
             for key, entry in manifest.heads.items()

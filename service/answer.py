@@ -18,15 +18,18 @@ import numpy as np
 import numpy.typing as npt
 
 from astroclip.errors import InputError, NotFoundError
-from astroclip.types import Flag, Modality, Quality
+from astroclip.types import MODALITIES, Flag, Modality, Quality
 from index import (
     Hits,
     SearchReport,
     SurveyIndex,
     assess,
+    disagreement_flag,
+    disagreement_p,
     head_estimate,
     head_histogram,
     neighbours_wanted,
+    own_statistics,
 )
 from service.engine import Embedded, Engine
 from service.neighbours import by_neighbours, density_model, query_pair
@@ -203,7 +206,7 @@ def _common(
         "search": SearchReportModel(
             mode=report.mode, candidates=report.candidates, expected_recall=_finite(report.expected_recall)
         ),
-        "trust": _trust(engine.index, resolved, flags),
+        "trust": _trust(engine, uploads, resolved, flags),
         "query": _echo(request, uploads, resolved, engine),
     }
 
@@ -250,24 +253,76 @@ def _previews(index: SurveyIndex, rows: npt.NDArray[np.int64]) -> list[Previews]
 # --- trust and quality -----------------------------------------------------------------------------------------------
 
 
-def _trust(index: SurveyIndex, resolved: Resolved, flags: Sequence[Flag]) -> TrustModel:
-    """The worst of the modalities that entered; the survey's own object is judged without itself."""
-    judged = [
-        assess(index, vector[None], modality, exclude_rows=resolved.own_rows)[0]
+def _trust(
+    engine: Engine, uploads: Mapping[Modality, Embedded], resolved: Resolved, flags: Sequence[Flag]
+) -> TrustModel:
+    """Every modality that entered is judged, the survey's own object without itself. Two are twice the chance of a
+    false alarm, so each is held to half the level and `ood_p` is twice the smaller (Bonferroni)."""
+    index, settings = engine.index, engine.settings
+    count = max(1, len(resolved.vectors))
+    judged = {
+        modality: assess(
+            index,
+            vector[None],
+            modality,
+            statistics=[_statistics(index, uploads, resolved, modality)],
+            exclude_rows=resolved.own_rows,
+            level=settings.ood_level / count,
+        )[0]
         for modality, vector in resolved.vectors.items()
-    ]
-    known = [trust.ood_p for trust in judged if trust.ood_p is not None]
-    every = (*flags, *(flag for trust in judged for flag in trust.flags))
-    return TrustModel(ood_p=min(known, default=None), flags=flag_models(every))
+    }
+    known = [trust.ood_p for trust in judged.values() if trust.ood_p is not None]
+    p = _disagreement(index, uploads, resolved)
+    every = (*flags, *(flag for trust in judged.values() for flag in trust.flags))
+    return TrustModel(
+        ood_p=min(1.0, count * min(known)) if known else None,
+        measures={modality: dict(trust.measures) for modality, trust in judged.items()},
+        disagreement_p=p,
+        flags=flag_models((*every, *disagreement_flag(index, p, settings.disagreement_level))),
+    )
+
+
+def _uploaded(uploads: Mapping[Modality, Embedded], resolved: Resolved, modality: Modality) -> Quality | None:
+    """The quality of the upload whose vector stands in the query as it is."""
+    upload, vector = uploads.get(modality), resolved.vectors.get(modality)
+    if upload is None or vector is None or upload.vector is not vector or upload.prepared.grid is None:
+        return None
+    return upload.prepared.grid.quality
+
+
+def _own_row(uploads: Mapping[Modality, Embedded], resolved: Resolved) -> int | None:
+    """The row of the one object of the index that a query stands for with the index's own vectors."""
+    named = resolved.object_id is not None and len(set(resolved.own_rows)) == 1
+    return resolved.own_rows[0] if named and not any(_uploaded(uploads, resolved, m) for m in MODALITIES) else None
+
+
+def _statistics(
+    index: SurveyIndex, uploads: Mapping[Modality, Embedded], resolved: Resolved, modality: Modality
+) -> tuple[float, ...]:
+    """Of the input a vector was made of: an upload's, an object's of the index; a bare vector has none."""
+    quality, row = _uploaded(uploads, resolved, modality), _own_row(uploads, resolved)
+    if quality is not None:
+        return quality.statistics
+    return () if row is None else own_statistics(index, row, modality)
+
+
+def _disagreement(index: SurveyIndex, uploads: Mapping[Modality, Embedded], resolved: Resolved) -> float | None:
+    """Of the image and the spectrum asked with, or of both that the index has of the object asked for."""
+    row = _own_row(uploads, resolved)
+    vectors = [resolved.vectors.get(m) if row is None else index.vector(row, m) for m in MODALITIES]
+    image, spectrum = vectors
+    return None if image is None or spectrum is None else disagreement_p(index, image, spectrum)
 
 
 def trust_models(engine: Engine, embedded: Sequence[Embedded]) -> list[TrustModel | None]:
     """Trust in each embedded item (one modality), None for those without a vector."""
-    good = [e for e in embedded if e.vector is not None]
+    good = [(e, e.prepared.grid) for e in embedded if e.vector is not None and e.prepared.grid is not None]
     if not good:
         return [None] * len(embedded)
-    vectors = np.stack([e.vector for e in good])  # type: ignore[misc]
-    judged = iter(assess(engine.index, vectors, good[0].prepared.modality))
+    vectors = np.stack([e.vector for e, _ in good])  # type: ignore[misc]
+    statistics = [grid.quality.statistics for _, grid in good]
+    modality, level = good[0][0].prepared.modality, engine.settings.ood_level
+    judged = iter(assess(engine.index, vectors, modality, statistics=statistics, level=level))
     out: list[TrustModel | None] = []
     for e in embedded:
         if e.vector is None or e.prepared.grid is None:
@@ -275,7 +330,7 @@ def trust_models(engine: Engine, embedded: Sequence[Embedded]) -> list[TrustMode
             continue
         trust = next(judged)
         flags = (*e.prepared.grid.quality.flags, *trust.flags)
-        out.append(TrustModel(ood_p=trust.ood_p, flags=flag_models(flags)))
+        out.append(TrustModel(ood_p=trust.ood_p, measures={modality: dict(trust.measures)}, flags=flag_models(flags)))
     return out
 
 

@@ -397,7 +397,10 @@ def _print(table: Table) -> None:
         console.print(f"[yellow]note[/yellow] {flag['message']}", highlight=False)
     p = trust.get("ood_p")
     if p is not None:
-        console.print(f"{100 * p:.2g} % of the survey's own objects are as far from their neighbours.", highlight=False)
+        console.print(f"{100 * p:.2g} % of objects like the survey's own are as unusual.", highlight=False)
+    p = trust.get("disagreement_p")
+    if p is not None:
+        console.print(f"{100 * p:.2g} % of its pairs of image and spectrum fit together as badly.", highlight=False)
     meta = table.meta
     if "search" in meta:
         how = f"{meta['search']['mode']} search of {meta['search']['candidates']:,} vectors"

@@ -294,9 +294,14 @@ class QualityModel(Answer):
 
 
 class TrustModel(Answer):
-    """`ood_p`: share of the index's own objects lonelier than this one (small = unlike anything in the index)."""
+    """p-values, small = unusual. `ood_p`: share of objects like the index's own that are as unusual as this one;
+    `measures`: what it is made of, by modality: the k-th neighbour's distance, the residual from the neighbours' mean,
+    the input's own statistics. `disagreement_p`: share of the index's pairs of image and spectrum that fit together as
+    badly as this object's; null unless both are known."""
 
     ood_p: float | None
+    measures: dict[Modality, dict[str, float]] = Field(default_factory=dict)
+    disagreement_p: float | None = None
     flags: list[FlagModel]
 
 

@@ -85,6 +85,20 @@ class Settings(BaseSettings):
     max_rows: int = Field(
         default=10000, ge=1, description="Rows of one object lookup or cone search, about 5 MB of JSON."
     )
+    ood_level: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="A query whose ood_p is at or below it is flagged out_of_distribution: one in twenty of the "
+        "survey's own kind is flagged wrongly, as in most tests; 0 never flags.",
+    )
+    disagreement_level: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="A pair whose disagreement_p is at or below it is flagged modalities_disagree; lower than "
+        "ood_level, since it says that two files do not belong together.",
+    )
     max_in_flight: int = Field(
         default=64,
         ge=1,

@@ -9,6 +9,8 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from astroclip.errors import InputError
+from astroclip.preprocess.doubts import image_doubts
+from astroclip.preprocess.statistics import image_statistics
 from astroclip.types import Flag, Image, Quality
 
 __all__ = ["GridImage", "ImageGrid", "image_to_grid"]
@@ -75,7 +77,10 @@ def image_to_grid(image: Image, grid: ImageGrid | None = None) -> GridImage:
         flags.append(Flag("small_field", f"Good pixels cover {coverage:.0%} of the model's field; the rest is masked."))
     if not image.calibrated:
         flags.append(Flag("uncalibrated", "A display picture: fluxes are estimated from its colours."))
-    quality = replace(image.quality, coverage=coverage, snr=_source_snr(pixels, valid, grid)).with_flags(*flags)
+    snr = _source_snr(pixels, valid, grid)
+    flags += image_doubts(image, pixels, valid, snr)
+    found = replace(image.quality, coverage=coverage, snr=snr, statistics=image_statistics(pixels, valid))
+    quality = found.with_flags(*flags)
     return GridImage(np.ascontiguousarray(pixels, dtype=np.float32), np.ascontiguousarray(valid), quality)
 
 

@@ -14,6 +14,8 @@ import numpy.typing as npt
 from scipy import sparse
 
 from astroclip.errors import InputError
+from astroclip.preprocess.doubts import spectrum_doubts
+from astroclip.preprocess.statistics import spectrum_statistics
 from astroclip.types import Flag, Quality, Spectrum
 
 __all__ = ["GridSpectrum", "LinearSpectrumGrid", "SpectrumGrid", "overlap_matrix", "rebin", "spectrum_to_grid"]
@@ -159,8 +161,10 @@ def spectrum_to_grid(spectrum: Spectrum, grid: SpectrumGrid | None = None) -> Gr
             field="flux",
         )
     snr = float(np.median(flux[covered] * np.sqrt(ivar[covered])))
-    quality = replace(spectrum.quality, coverage=coverage, snr=snr)
-    return GridSpectrum(flux, ivar, quality.with_flags(*_coverage_flags(grid.wave[covered], coverage, grid)))
+    quality = replace(spectrum.quality, coverage=coverage, snr=snr, statistics=spectrum_statistics(flux, ivar))
+    flags = _coverage_flags(grid.wave[covered], coverage, grid)
+    flags += spectrum_doubts(spectrum.quality.masked_fraction, snr)
+    return GridSpectrum(flux, ivar, quality.with_flags(*flags))
 
 
 def _refuse_short(wave: npt.NDArray[np.float64], grid: SpectrumGrid) -> None:

@@ -152,5 +152,6 @@ def _meta(answer: SearchAnswer, engine: Engine) -> dict[str, str]:
         search_mode=answer.search.mode,
         expected_recall=str(answer.search.expected_recall),
         ood_p=str(answer.trust.ood_p),
+        disagreement_p=str(answer.trust.disagreement_p),
         trust_flags=" ".join(flag.code for flag in answer.trust.flags),
     )

@@ -23,6 +23,7 @@ from sky import make_image, make_spectrum
 
 from astroclip.batch import embed_catalog
 from astroclip.errors import InputError, ProvenanceError
+from astroclip.preprocess.statistics import STATISTICS
 from astroclip.types import Image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -91,6 +92,11 @@ def test_a_shard_becomes_parts(tmp_path, shard, tiny_embedder):
     assert {"redshift", "log_stellar_mass", "target_class"} <= set(rows.column_names)
     assert "Z" not in rows.column_names and "z" not in rows.column_names
     assert rows.schema.field("image_embedding").type == pa.list_(pa.float32(), tiny_embedder.dim)
+    for modality, names in STATISTICS.items():
+        assert rows.schema.field(f"{modality}_statistics").metadata == {b"names": ",".join(names).encode()}
+        measured = rows[f"{modality}_statistics"]
+        assert measured.is_valid().equals(rows[f"{modality}_embedding"].is_valid())
+        assert len(measured[0].as_py()) == len(names)
     assert json.loads((tmp_path / "embedding.json").read_text())["model_sha256"] == tiny_embedder.model_sha256
     marker = json.loads((tmp_path / "part-00000.done.json").read_text())
     assert marker["rows"] == 64 and marker["failed"] == 1 and marker["inputs"][0]["rows"] == [0, 64]

@@ -10,7 +10,8 @@ from sklearn.neighbors import KNeighborsRegressor
 
 from astroclip.errors import InputError, NotFoundError
 from index import estimate, knn_regress
-from index.trust import assess, conformal_p, ood_p
+from index.trust import assess
+from index.typical import conformal_p
 
 
 def test_value_equals_sklearn(toy, index):
@@ -103,8 +104,3 @@ def test_trust_is_uniform_for_the_surveys_own_and_small_for_strangers(toy, index
 def test_conformal_p_counts():
     table = np.array([0.1, 0.2, 0.3], np.float32)
     assert conformal_p(table, [0.05, 0.2, 0.9]).tolist() == [0.25, 0.75, 1.0]
-
-
-def test_ood_p_is_monotone(index):
-    p = [ood_p(index, "spectrum", s) for s in np.linspace(-1, 1, 50)]
-    assert p == sorted(p)

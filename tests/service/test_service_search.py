@@ -52,7 +52,7 @@ def test_answer_carries_what_the_contract_says(client):
     assert {"hits", "search", "trust", "index", "model", "request_id"} <= set(answer)
     assert {"object_id", "score", "percentile", "ra", "dec", "properties"} <= set(answer["hits"][0])
     assert set(answer["search"]) == {"mode", "candidates", "expected_recall"}
-    assert set(answer["trust"]) == {"ood_p", "flags"}
+    assert set(answer["trust"]) == {"ood_p", "measures", "disagreement_p", "flags"}
     assert answer["search"]["mode"] == "exact" and answer["search"]["expected_recall"] == 1.0
     scores = [hit["percentile"] for hit in answer["hits"]]
     assert scores == sorted(scores, reverse=True)

@@ -92,6 +92,10 @@ function trust(answer) {
   if (p !== null && !answer.trust.flags.some((flag) => flag.code === "out_of_distribution")) {
     notes.unshift(element("li", { class: p > USUAL ? "good" : null }, familiarity(p)));
   }
+  const pair = answer.trust.disagreement_p;
+  if (pair !== null && !answer.trust.flags.some((flag) => flag.code === "modalities_disagree")) {
+    notes.push(element("li", { class: pair > USUAL ? "good" : null }, `Image and spectrum fit together: ${share(pair)} of the survey's pairs fit no better.`));
+  }
   const n = answer.estimates.find((e) => e.n_eff > 0)?.n_eff;
   if (n) notes.push(element("li", {}, `The estimates rest on ${number(n, 2)} effective neighbours of ${answer.hits.length}.`));
   if (notes.length === 0) notes.push(element("li", {}, "The index cannot say how usual this query is."));
@@ -101,13 +105,16 @@ function trust(answer) {
 // Flags that say what was done, not that something is amiss.
 const REMARKS = new Set(["nearest_object", "own_object_left_out", "several_objects", "wavelength_sorted_merged", "resampled"]);
 
-const USUAL = 0.2; // above: nothing to remark; below 0.01 the service itself raises a flag
+const USUAL = 0.2; // above: nothing to remark; low values the service itself flags
+
+function share(p) {
+  const percent = 100 * p;
+  return percent < 1 ? "fewer than 1\u00a0%" : `${Math.round(percent)}\u00a0%`;
+}
 
 function familiarity(p) {
-  const percent = 100 * p;
-  const share = percent < 1 ? "fewer than 1\u00a0%" : `${Math.round(percent)}\u00a0%`;
-  if (p > USUAL) return `It looks like the survey's galaxies: ${share} of them have neighbours no closer than its own.`;
-  return `It is somewhat unusual: only ${share} of the survey's galaxies have neighbours no closer than its own.`;
+  if (p > USUAL) return `It looks like the survey's galaxies: ${share(p)} of them are as unusual.`;
+  return `It is somewhat unusual: only ${share(p)} of the survey's galaxies are as unusual.`;
 }
 
 function searchNote(answer) {
