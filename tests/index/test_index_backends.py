@@ -230,6 +230,16 @@ def test_a_backend_that_leaks_is_checked(searches, table, queries, monkeypatch):
     assert mask[found.rows[found.rows >= 0]].all()
 
 
+@pytest.mark.parametrize("name", ANN)
+def test_many_queries_are_asked_in_parts(searches, table, queries, name, monkeypatch):
+    ann, mask = searches[name].ann, some(0.3)[table.rows]
+    for m in (None, mask):
+        whole = ann.search(queries, 10, m, breadth=64, fetch=80)
+        with monkeypatch.context() as patch:
+            patch.setattr("index.backends.faiss_file._PROPOSALS", 500)
+            np.testing.assert_array_equal(ann.search(queries, 10, m, breadth=64, fetch=80), whole)
+
+
 # --- torch ------------------------------------------------------------------------------------------------------------
 
 
