@@ -87,7 +87,7 @@ class TableSearch:
 
     def search(self, queries: Vectors, ask: Ask) -> Found:
         """The k nearest (or farthest) rows of each query (Q, D), unit norm."""
-        allowed = None if ask.mask is None else ask.mask[self.table.rows]
+        allowed = self._allowed(ask)
         survivors = None if allowed is None else int(np.count_nonzero(allowed))
         wide = min(ask.k + len(ask.excluded), len(self.table))
         chosen = self.plan(ask, survivors)
@@ -103,11 +103,17 @@ class TableSearch:
 
     def search_examples(self, examples: Examples, ask: Ask) -> Found:
         """As `search` for one query by examples, exact: (1, k') rows and best scores."""
-        allowed = None if ask.mask is None else ask.mask[self.table.rows]
+        allowed = self._allowed(ask)
         slots = np.arange(len(self.table)) if allowed is None else np.flatnonzero(allowed)
         near = examples.best(self.table, slots, ask.k + len(ask.excluded), farthest=ask.order == "least_similar")
         rows, scores = self._checked(near[None], examples.rescored(self.table, near)[None], ask)
         return Found(rows, scores, "exact", len(slots), 1.0)
+
+    def _allowed(self, ask: Ask) -> npt.NDArray[np.bool_] | None:
+        """The mask over slots; itself where every object has this modality, which saves a pass over the table."""
+        if ask.mask is None or len(ask.mask) == len(self.table):
+            return ask.mask
+        return ask.mask[self.table.rows]
 
     def _approximate(
         self, ann: FaissBackend, queries: Vectors, k: int, allowed: npt.NDArray[np.bool_] | None, chosen: Plan

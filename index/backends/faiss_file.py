@@ -30,6 +30,7 @@ from index.vectors import VectorTable
 __all__ = ["ADD", "FaissBackend", "faiss_module"]
 
 ADD = 65_536  # vectors added at once
+_PROPOSALS = 2**22  # held at once: 50 MB with their distances
 _MARGIN = 8  # proposals beyond k, for float32 to choose from
 
 
@@ -110,14 +111,20 @@ class FaissBackend(ABC):
         """
         wanted = min(self.rerank * k + max(_MARGIN, k // 8), len(self))
         count = wanted if mask is None else min(max(wanted, self.rerank * fetch), len(self))
-        breadth = breadth or self.ladder(count)[0]
-        _, found = self._inner.search(np.ascontiguousarray(queries), count, params=self._parameters(count, breadth))
-        slots = np.asarray(found, np.int64)
-        if mask is None:
-            return slots
-        passing = (slots >= 0) & mask[slots]
-        first = np.argsort(~passing, axis=1, kind="stable")[:, :wanted]
-        return np.where(np.take_along_axis(passing, first, axis=1), np.take_along_axis(slots, first, axis=1), -1)
+        how = self._parameters(count, breadth or self.ladder(count)[0])
+        out = np.empty((len(queries), wanted), np.int64)
+        step = max(1, _PROPOSALS // count)
+        for start in range(0, len(queries), step):
+            _, found = self._inner.search(np.ascontiguousarray(queries[start : start + step]), count, params=how)
+            out[start : start + step] = found if mask is None else _first_passing(found, mask, wanted)
+        return out
+
+
+def _first_passing(slots: Slots, mask: Mask, wanted: int) -> Slots:
+    """The first `wanted` slots (Q, m) of each query that pass the mask, in order, padded with -1."""
+    passing = (slots >= 0) & mask[slots]
+    first = np.argsort(~passing, axis=1, kind="stable")[:, :wanted]
+    return np.where(np.take_along_axis(passing, first, axis=1), np.take_along_axis(slots, first, axis=1), -1)
 
 
 def faiss_module() -> Any:

@@ -230,6 +230,27 @@ def test_a_backend_that_leaks_is_checked(searches, table, queries, monkeypatch):
     assert mask[found.rows[found.rows >= 0]].all()
 
 
+def test_a_table_of_every_object(table, queries):
+    """Slots are rows then."""
+    every = TableSearch(VectorTable(table.block(0, N), np.arange(N)))
+    mask = some(0.3)[table.rows]
+    wide = np.zeros(2 * N, bool)
+    wide[table.rows] = mask
+    wanted = TableSearch(table).search(queries, Ask(10, None, wide))
+    found = every.search(queries, Ask(10, None, mask))
+    np.testing.assert_array_equal(table.rows[found.rows], wanted.rows)
+
+
+@pytest.mark.parametrize("name", ANN)
+def test_many_queries_are_asked_in_parts(searches, table, queries, name, monkeypatch):
+    ann, mask = searches[name].ann, some(0.3)[table.rows]
+    for m in (None, mask):
+        whole = ann.search(queries, 10, m, breadth=64, fetch=80)
+        with monkeypatch.context() as patch:
+            patch.setattr("index.backends.faiss_file._PROPOSALS", 500)
+            np.testing.assert_array_equal(ann.search(queries, 10, m, breadth=64, fetch=80), whole)
+
+
 # --- torch ------------------------------------------------------------------------------------------------------------
 
 

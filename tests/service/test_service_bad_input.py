@@ -242,6 +242,15 @@ def test_bad_request(client, name):
         assert error["field"] == field
 
 
+@pytest.mark.parametrize("strategy", ["average", "best_score"])
+def test_weights_that_are_all_zero(client, strategy):
+    combine = {"positive": [QUERY, {"object_id": "sim-00000021"}], "weights": [0, 0], "strategy": strategy}
+    error = refused(client.post("/v1/search", json={"query": {"combine": combine}}), 422)
+    assert error["field"] == "query.combine" and "are zero" in error["message"]
+    combine["weights"] = [0, 1]
+    assert client.post("/v1/search", json={"query": {"combine": combine}}).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("request_", "status", "field"),
     [
