@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -78,25 +79,26 @@ class Occlusion:
         else:
             self.modality = "spectrum"
             self.windows = _stretches(grid.ivar > 0, most)
-        self._hidden = [self._window(window) for window in self.windows]
-        self._hidden += [self._scattered(rng) for _ in range(CONTROLS)]
+        self.hidden = [self.window(window) for window in self.windows]
+        self.hidden += [self._scattered(rng) for _ in range(CONTROLS)]
 
     def __len__(self) -> int:
-        return 1 + len(self._hidden)
+        return 1 + len(self.hidden)
 
     def view(self, i: int) -> GridImage | GridSpectrum:
         """View 0 is the object, then its windows, then the controls."""
         if i == 0:
             return self.grid
-        hidden = self._hidden[i - 1]
+        hidden = self.hidden[i - 1]
         if isinstance(self.grid, GridImage):
             return replace(self.grid, pixels=np.where(hidden, self._sky, self.grid.pixels))
         flux, ivar = np.where(hidden, 0, self.grid.flux), np.where(hidden, 0, self.grid.ivar)
         return replace(self.grid, flux=flux.astype(np.float32), ivar=ivar.astype(np.float32))
 
-    def views(self, start: int, stop: int) -> list[GridImage | GridSpectrum]:
+    def views(self, start: int, stop: int) -> list[GridImage] | list[GridSpectrum]:
         """The views from `start` up to `stop`, or to the last."""
-        return [self.view(i) for i in range(start, min(stop, len(self)))]
+        views = [self.view(i) for i in range(start, min(stop, len(self)))]
+        return cast("list[GridImage] | list[GridSpectrum]", views)
 
     def read(self, vectors: Vectors, reference: Vectors) -> Explanation:
         """The explanation from the unit vectors (len, D) of all views and the unit vector it is asked against."""
@@ -104,7 +106,7 @@ class Occlusion:
         drop = cosines[0] - cosines[1:]
         windows, controls = drop[: len(self.windows)], drop[len(self.windows) :]
         total, covered = np.zeros(self._shape), np.zeros(self._shape)
-        for hidden, value in zip(self._hidden[: len(self.windows)], windows, strict=True):
+        for hidden, value in zip(self.hidden[: len(self.windows)], windows, strict=True):
             total[hidden] += value
             covered[hidden] += 1
         return Explanation(
@@ -121,7 +123,7 @@ class Occlusion:
     def _shape(self) -> tuple[int, ...]:
         return self.grid.pixels.shape[1:] if isinstance(self.grid, GridImage) else self.grid.flux.shape
 
-    def _window(self, window: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    def window(self, window: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         hidden = np.zeros(self._shape, bool)
         if self.modality == "image":
             x0, y0, x1, y1 = window
@@ -134,7 +136,7 @@ class Occlusion:
         """As many of the pixels that are there as a window hides."""
         there = self.grid.valid.any(axis=0) if isinstance(self.grid, GridImage) else self.grid.ivar > 0
         at = np.flatnonzero(there)
-        count = int(np.median([np.count_nonzero(h & there) for h in self._hidden[: len(self.windows)]]))
+        count = int(np.median([np.count_nonzero(h & there) for h in self.hidden[: len(self.windows)]]))
         hidden = np.zeros(there.size, bool)
         hidden[rng.choice(at, min(count, len(at)), replace=False)] = True
         return hidden.reshape(there.shape)

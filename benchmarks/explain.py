@@ -160,13 +160,14 @@ class Judge:
         return self.embedder.encode(occlusion.views(0, len(occlusion)))
 
     def explain(self, grid: Grid) -> Explanation:
-        vector = self.embedder.encode([grid])
+        occlusion = Occlusion(grid)
+        vector = self.embedder.encode(occlusion.views(0, 1))
         hits, _ = self.index.search(vector, target=self.modality, k=1, query_modality=self.modality)
         stored = self.index.vector(int(hits[0].rows[0]), self.modality)
         assert stored is not None
         self.reference = stored
         began = time.process_time()
-        occlusion = Occlusion(grid)
+        occlusion = Occlusion(grid)  # its cost counts
         found = occlusion.read(self.encode(occlusion), self.reference)
         self.seconds.append(time.process_time() - began)
         self.facts.append((found.score, float(found.drop.max()), found.control))
@@ -180,14 +181,14 @@ class Judge:
         covered = np.zeros(found.importance.shape, bool)
         steps = []
         for window in order:
-            covered |= occlusion._window(found.windows[window])
+            covered |= occlusion.window(found.windows[window])
             steps.append(covered.copy())
         reached = np.array([step.mean() for step in steps])
         masks = [steps[int(np.argmax(reached >= share))] for share in SHARES]
-        inside = len(occlusion._hidden)
-        occlusion._hidden += [*masks, *(~mask for mask in masks)]
+        inside = len(occlusion.hidden)
+        occlusion.hidden += [*masks, *(~mask for mask in masks)]
         views = occlusion.views(1 + inside, 1 + inside + 2 * len(masks))
-        del occlusion._hidden[inside:]
+        del occlusion.hidden[inside:]
         cosines = (self.embedder.encode(views) @ self.reference) / found.score
         self.curves.setdefault(f"deletion {name}", []).append(cosines[: len(masks)].astype(np.float64))
         self.curves.setdefault(f"insertion {name}", []).append(cosines[len(masks) :].astype(np.float64))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -262,11 +263,11 @@ def _cost(arguments: argparse.Namespace) -> dict[str, Any]:
         for count, repeats in ((1, 300), (BATCH, 40)):
             vectors = index.tables[modality].take(np.arange(count))
             given = [tuple(row) for row in index.trust.measured[modality].values[:count].astype(float)]
-            calls = {
-                "trust": lambda v=vectors, g=given, m=modality: assess(index, v, m, statistics=g),
-                "search": lambda v=vectors, m=modality: index.search(v, target=m, k=16, query_modality=m),
-                "search_either": lambda v=vectors, m=modality: index.search(v, target="either", k=16, query_modality=m),
-                "search_large": lambda v=vectors: large.search(v, 16),
+            calls: dict[str, Callable[[], Any]] = {
+                "trust": partial(assess, index, vectors, modality, statistics=given),
+                "search": partial(index.search, vectors, target=modality, k=16, query_modality=modality),
+                "search_either": partial(index.search, vectors, target="either", k=16, query_modality=modality),
+                "search_large": partial(large.search, vectors, 16),
             }
             found = _timed(calls, repeats)
             shares = {f"of_{name}": found["trust"] / found[name] for name in calls if name != "trust"}
@@ -275,11 +276,11 @@ def _cost(arguments: argparse.Namespace) -> dict[str, Any]:
     request = SearchRequest.model_validate({"query": {"object_id": object_id}})
     vector = index.tables["spectrum"].take(np.arange(1))
     given = [tuple(index.trust.measured["spectrum"].values[0].astype(float))]
-    calls = {
+    served: dict[str, Callable[[], Any]] = {
         "trust": lambda: assess(index, vector, "spectrum", statistics=given, exclude_rows=(0,)),
         "answer": lambda: search_answer(engine, request, {}, "benchmark"),
     }
-    found = _timed(calls, 200)
+    found = _timed(served, 200)
     out["service"] = {**found, "of_answer_without_trust": found["trust"] / (found["answer"] - found["trust"])}
     engine.close()
     return out

@@ -30,7 +30,7 @@ from index.lists import KINDS, ListKind, Lists, lists_folder, write_list
 from index.lists_join import MAX_PAIRS, Neighbours, Partners, join_neighbours, join_partners
 from index.sky import unit_vectors
 from index.store import SurveyIndex
-from index.trust import conformal_p
+from index.typical import conformal_p
 
 __all__ = ["DEFAULT_LIMIT", "MAX_LIMIT", "THRESHOLD", "build_lists"]
 

@@ -18,11 +18,12 @@ from parts_fixture import write_parts
 from typer.testing import CliRunner
 
 from astroclip.errors import IndexFileError, InputError, ProvenanceError
-from index import SurveyIndex, append_index, assess, build_index, lists_join
+from index import SurveyIndex, append_index, build_index, lists_join
 from index.cli import lists as lists_command
 from index.cli import register
 from index.lists import KINDS, RECORD, Lists, lists_folder
 from index.lists_build import DEFAULT_LIMIT, MAX_LIMIT, THRESHOLD, build_lists
+from index.typical import conformal_p
 
 TIGHT = 0.98  # of the toy survey
 
@@ -69,9 +70,7 @@ def test_isolated_objects_are_those_of_brute_force(root):
         np.testing.assert_allclose(table["score"], kth[order], atol=1e-6)
         assert table["nearest_id"] == ids(index, rows[scores[order].argmax(axis=1)]).tolist()
         np.testing.assert_allclose(table["nearest_score"], scores[order].max(axis=1), atol=1e-6)
-        row = int(rows[order[0]])
-        trust = assess(index, all_vectors[order[0]][None], modality, exclude_rows=[row])[0]
-        assert table["p"][0] == pytest.approx(trust.ood_p)
+        assert table["p"][0] == pytest.approx(conformal_p(index.kth_table(modality), kth[order[0]]))
     assert made.entries["isolated"].found == sum(len(t) for t in index.tables.values())
 
 
