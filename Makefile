@@ -58,11 +58,11 @@ demo-train: $(TEST_STAMP) ## train the demo model
 	$(TRAIN) align --config training/configs/demo-refine.toml --data $(SURVEY) --out $(RUNS)/refine
 	$(TRAIN) align --config training/configs/demo-finish.toml --data $(SURVEY) --out $(RUNS)/finish
 
-demo-assets: $(TEST_STAMP) ## put model and index of 9,000 training galaxies under service/demo
+demo-assets: $(TEST_STAMP) ## put model and index of 8,000 training galaxies under service/demo
 	mkdir -p service/demo
 	cp -r $(RUNS)/finish/model/. service/demo/model/
 	rm -rf $(RUNS)/embeddings service/demo/index
-	$(BIN)/astroclip embed $$($(BIN)/python -m training.split $(SURVEY) --part train --shards 18) \
+	$(BIN)/astroclip embed $$($(BIN)/python -m training.split $(SURVEY) --part train --shards 16) \
 	    --out $(RUNS)/embeddings --model service/demo/model
 	$(BIN)/astroclip index build $(RUNS)/embeddings --out service/demo/index --plain --id demo \
 	    --survey "astroclip simulated survey" --previews $(SURVEY) --licence CC-BY-4.0

@@ -48,7 +48,7 @@ OWN_UP_TO = 32  # the largest k an index chooses: 64 was never 1 % better, and h
 BINS = 3
 BIN_SCORES = 60  # scores from which a bin stands alone; with fewer it takes those of all bins
 # Coverages whose quantiles are kept; one asked for between two is answered with the wider. The last, 1, is the axis.
-LEVELS = np.concatenate([np.arange(1, 199) / 200, np.arange(991, 1000) / 1000, [0.9995, 0.9999, 1.0]])
+LEVELS = np.concatenate([np.arange(1, 100) / 100, np.arange(991, 1000) / 1000, [0.9995, 0.9999, 1.0]])
 _ROUNDS = 8  # of reweighting; coefficients move by less than a per cent after five
 _LEAST_SIGMA = 1e-3  # of the mean residual: a query whose neighbours agree exactly keeps some width
 _TAUS = (np.arange(10) + 0.5) / 10  # coverages over which the score is summed
