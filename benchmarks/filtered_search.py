@@ -96,6 +96,7 @@ def report(out: Path, count: int, name: str, result: dict[str, Any], started: fl
     }
     data = {"vectors": count, "dim": DIM, "seed": SEED, "gap": GAP}
     record = {"kind": "filtered_search", **provenance(seed=SEED, started=started), "data": data}
+    record["command"] = f"filtered_search.py --vectors {count}"  # in one go or a backend at a time: the same
     write_json(out, {**record, "marks": marks, "backends": results})
 
 
