@@ -19,8 +19,8 @@ from astroclip.errors import IndexFileError
 
 __all__ = ["FORMAT_VERSION", "MANIFEST", "FileEntry", "Manifest", "check_files", "file_entry", "sha256_file"]
 
-FORMAT_VERSION = 2  # 2: `heads`; 1 is still read
-_READ = (1, FORMAT_VERSION)
+FORMAT_VERSION = 3  # 2: `heads`. 3: recall by kind and share of a filter. Earlier ones are still read
+_READ = range(1, FORMAT_VERSION + 1)
 MANIFEST = "manifest.json"
 _MAX_BYTES = 16 * 2**20  # a manifest is some 10 KB; anything this large is not one
 _CHUNK = 4 * 2**20

@@ -156,8 +156,8 @@ def test_damaged_heads_are_named(survey, tmp_path):
     assert [row["file"] for row in json.loads(result.stdout)["files"] if row["problem"]] == ["heads/image.safetensors"]
 
 
-def test_manifests_of_format_1_are_read(survey, tmp_path):
-    """An index built before there were heads: no entry, format 1, its own checksum."""
+def test_manifests_of_earlier_formats_are_read(survey, tmp_path):
+    """An index built before there were heads: no entry, format 1, its own checksum; one of format 2 has them."""
     out = tmp_path / "index"
     build_index(survey[0] / "parts", out, survey="toy", options=BuildOptions(heads="never"), plain=True)
     manifest, _ = Manifest.read(out)
@@ -166,8 +166,10 @@ def test_manifests_of_format_1_are_read(survey, tmp_path):
     (out / "manifest.json").write_bytes(old)
     index = SurveyIndex.open(out)
     assert index.heads == {} and index.manifest.to_bytes() == old
-    (out / "manifest.json").write_bytes(replace(manifest, format_version=3).to_bytes())
-    with pytest.raises(IndexFileError, match="format version 3; wanted a version up to 2"):
+    (out / "manifest.json").write_bytes(replace(manifest, format_version=2).to_bytes())
+    assert SurveyIndex.open(out).manifest.format_version == 2
+    (out / "manifest.json").write_bytes(replace(manifest, format_version=4).to_bytes())
+    with pytest.raises(IndexFileError, match="format version 4; wanted a version up to 3"):
         SurveyIndex.open(out)
 
 
