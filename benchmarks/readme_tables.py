@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import answer_tables
+
 __all__ = ["TABLES", "render", "update"]
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -256,6 +258,9 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "retrieval": ("evaluation.json", retrieval),
     "retrieval-limits": ("retrieval_limits.json", retrieval_limits),
     "real-sky": ("evaluation.json", real_sky),
+    "filtered-search": ("filtered_search.json", answer_tables.filtered_search),
+    "intervals": ("coverage.json", answer_tables.intervals),
+    "trust": ("trust.json", answer_tables.trust),
 }
 
 

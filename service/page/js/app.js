@@ -21,7 +21,9 @@ function queryOf(text) {
 }
 
 function request() {
-  const out = { k: Math.min(Math.max(Math.round(Number(at("k").value)) || 16, 1), 100), preview: true };
+  const out = { preview: true };
+  const k = Math.round(Number(at("k").value));
+  if (k >= 1) out.k = Math.min(k, 100); // left empty, the index chooses for every property
   const target = document.querySelector("input[name=target]:checked").value;
   if (target) out.target = target;
   const method = document.querySelector("input[name=method]:checked").value;

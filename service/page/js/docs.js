@@ -8,7 +8,7 @@ const EXAMPLES = {
   "/v1/embed/spectrum": "curl -s -F file=@coadd.fits -F file=@spectrum.csv HOST/v1/embed/spectrum",
   "/v1/search": `curl -s HOST/v1/search -H 'content-type: application/json' -d '{"query": {"object_id": "ID"}, "target": "image", "k": 5}'
 curl -s HOST/v1/search -F image=@cutout.fits -F spectrum=@coadd.fits -F 'request={"k": 5};type=application/json'`,
-  "/v1/estimate": "curl -s --data-binary @spectrum.fits 'HOST/v1/estimate?modality=spectrum&k=16'",
+  "/v1/estimate": "curl -s --data-binary @spectrum.fits 'HOST/v1/estimate?modality=spectrum'",
   "/v1/objects": "curl -s 'HOST/v1/objects?ra=12:34:56&dec=-00:12:34&radius_arcsec=30&format=csv'",
   "/v1/objects/{object_id}": "curl -s HOST/v1/objects/ID",
   "/v1/lists/{kind}": "curl -s 'HOST/v1/lists/isolated?modality=spectrum&limit=20&format=csv'",

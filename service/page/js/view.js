@@ -69,7 +69,7 @@ function estimates(answer, record) {
   const known = answer.estimates.filter((e) => e.value !== null);
   if (known.length === 0) return [element("p", { class: "quiet" }, "The neighbours have no measured properties.")];
   const rows = known.map((e) => {
-    const values = answer.hits.map((hit) => hit.properties[e.name]).filter((v) => typeof v === "number");
+    const values = answer.hits.slice(0, e.k ?? answer.hits.length).map((hit) => hit.properties[e.name]).filter((v) => typeof v === "number");
     const truth = record?.properties[e.name] ?? null;
     const said = `${pretty(e.name)} ${number(e.value)}, between ${number(e.lo)} and ${number(e.hi)}`;
     return element("div", { class: "estimate" },
@@ -79,8 +79,10 @@ function estimates(answer, record) {
       estimateStrip(e, values, truth, said));
   });
   const percent = Math.round(100 * known[0].coverage);
-  const band = answer.method === "head" ? `the fitted head's ${percent} % interval` : `${percent} % of the neighbours' weight`;
-  const legend = `Band: ${band}. Dots: neighbours.` + (record ? " Diamond: the catalogue's own value." : "");
+  const calibrated = known.every((e) => e.calibrated);
+  const band = answer.method === "head" ? `the fitted head's ${percent} % interval`
+    : calibrated ? `holds the truth of ${percent} % of objects like the survey's` : `${percent} % of the neighbours' weight`;
+  const legend = `Band: ${band}. Dots: the neighbours used.` + (record ? " Diamond: the catalogue's own value." : "");
   return [...rows, element("p", { class: "legend" }, legend)];
 }
 
@@ -96,8 +98,11 @@ function trust(answer) {
   if (pair !== null && !answer.trust.flags.some((flag) => flag.code === "modalities_disagree")) {
     notes.push(element("li", { class: pair > USUAL ? "good" : null }, `Image and spectrum fit together: ${share(pair)} of the survey's pairs fit no better.`));
   }
-  const n = answer.estimates.find((e) => e.n_eff > 0)?.n_eff;
-  if (n) notes.push(element("li", {}, `The estimates rest on ${number(n, 2)} effective neighbours of ${answer.hits.length}.`));
+  const used = answer.estimates.filter((e) => e.n_eff > 0).map((e) => e.k);
+  if (used.length) {
+    const [least, most] = [Math.min(...used), Math.max(...used)];
+    notes.push(element("li", {}, `The estimates rest on ${least === most ? most : `${least} to ${most}`} neighbours, by property.`));
+  }
   if (notes.length === 0) notes.push(element("li", {}, "The index cannot say how usual this query is."));
   return element("ul", { class: "notes" }, ...notes);
 }
