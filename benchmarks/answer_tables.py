@@ -32,8 +32,8 @@ def filtered_search(report: Report) -> str:
     campaign = report["marks"]["rows outside the filter"]
     data = report["data"]
     said = (
-        f"{data['vectors']:,} clustered vectors of {data['dim']}; recall against exact search under the same filter. In "
-        f"{campaign['queries']:,} random filtered queries {campaign['found']} rows outside the filter came back."
+        f"{data['vectors']:,} clustered vectors of {data['dim']}; recall against exact search under the same filter. "
+        f"In {campaign['queries']:,} random filtered queries {campaign['found']} rows outside the filter came back."
     )
     head = ["backend", "passes", "filter", "recall@10", "p50 ms", "p99 ms", "answered by"]
     return _table(head, rows) + "\n\n" + said
@@ -54,9 +54,9 @@ def intervals(report: Report) -> str:
     worst, held_out = report["worst"], max(report["objects"]["held_out"].values())
     off, off_in_third = (100 * worst[f"coverage_off_{where}"][0] for where in ("overall", "in_a_tercile"))
     said = (
-        f"{held_out:,} held-out simulated galaxies, an index of {report['objects']['index']:,}. Over all pairs of query "
-        f"and target and all properties ({worst['coverages']} coverages) the largest deviation is {off:.1f} points, "
-        f"{off_in_third:.1f} in a third of neighbour distance; the largest PIT distance is {worst['pit_ks'][0]:.3f}."
+        f"{held_out:,} held-out simulated galaxies, an index of {report['objects']['index']:,}. Over all pairs of "
+        f"query and target and all properties ({worst['coverages']} coverages) the largest deviation is {off:.1f} "
+        f"points, {off_in_third:.1f} in a third of neighbour distance; the largest PIT distance is {worst['pit_ks'][0]:.3f}."
     )
     head = ["from", "property", "k", "R²", "in 68 %", "in 90 %", "in 95 %", "PIT KS", "CRPS"]
     return _table(head, rows) + "\n\n" + said
