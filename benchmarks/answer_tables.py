@@ -53,10 +53,11 @@ def intervals(report: Report) -> str:
                          *_coverages(entry), f"{entry['pit_ks']:.3f}", f"{entry['crps']:.2g}"])  # fmt: skip
     worst, held_out = report["worst"], max(report["objects"]["held_out"].values())
     off, off_in_third = (100 * worst[f"coverage_off_{where}"][0] for where in ("overall", "in_a_tercile"))
+    pit = worst["pit_ks"][0]
     said = (
         f"{held_out:,} held-out simulated galaxies, an index of {report['objects']['index']:,}. Over all pairs of "
         f"query and target and all properties ({worst['coverages']} coverages) the largest deviation is {off:.1f} "
-        f"points, {off_in_third:.1f} in a third of neighbour distance; the largest PIT distance is {worst['pit_ks'][0]:.3f}."
+        f"points, {off_in_third:.1f} in a third of neighbour distance; the largest PIT distance is {pit:.3f}."
     )
     head = ["from", "property", "k", "R²", "in 68 %", "in 90 %", "in 95 %", "PIT KS", "CRPS"]
     return _table(head, rows) + "\n\n" + said
