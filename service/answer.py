@@ -10,7 +10,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -101,7 +101,7 @@ def _by_head(engine: Engine, request: EstimateRequest, resolved: Resolved) -> tu
             field="query",
         )
     estimates = head_estimate(index, resolved.vectors, request.properties, request.coverage)
-    models = [EstimateModel(**asdict(e)) for e in estimates]
+    models = [EstimateModel(**vars(e)) for e in estimates]
     if request.density:
         names = [e.name for e in estimates]
         for model, found in zip(models, head_histogram(index, resolved.vectors, names, request.density), strict=True):

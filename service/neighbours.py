@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 from astroclip.types import Flag, Modality
 from index import Estimate, Histogram, Hits, SurveyIndex, best_target, estimate, knn_histogram
@@ -39,7 +38,7 @@ def by_neighbours(
 ) -> tuple[list[EstimateModel], list[Flag]]:
     """Estimates of one query from its hits, and remarks on them. k: as the caller gave it."""
     found = estimate(index, hits, request.properties, request.coverage, pair=pair, k=k)
-    models = [EstimateModel(**asdict(e)) for e in found]
+    models = [EstimateModel(**vars(e)) for e in found]
     flags = _doubts(request, found, k)
     if request.density:
         names = [e.name for e in found]
