@@ -92,8 +92,8 @@ def estimate_many(
     where their neighbours were sought ("image", "spectrum" or "either"): where the index has a calibration for it, the
     intervals hold the truth with probability `coverage`; else they are the spread of the neighbours
     (`index.regress.knn_regress`), and `calibrated` says so. k: neighbours to use; None = the index's choice for each
-    property, `DEFAULT_K` where it has none (see `neighbours_wanted`); fewer where there are fewer. With a k that is not
-    in `knn_conformal.LADDER` the interval is calibrated for the next smaller one that is.
+    property, `DEFAULT_K` where it has none (see `neighbours_wanted`); fewer, and `calibrated` False, where there are
+    fewer. With a k that is not in `knn_conformal.LADDER` the interval is calibrated for the next smaller one that is.
     Raises InputError (coverage, k), NotFoundError for a name the index does not estimate.
     """
     check_coverage(coverage)
@@ -113,10 +113,11 @@ def estimate_many(
         ends = axes.from_unit(np.stack([found.value, *intervals(found, rungs, coverage)], axis=2))
         for i, name in enumerate(chosen):
             value, lo, hi = ends[:, i].T
-            out[name] = Estimates(name, units[name], value, lo, hi, found.n_eff[:, i], int(rungs.k[i]), True)
+            used, enough = min(int(rungs.k[i]), rows.shape[1]), bool(rungs.k[i] <= rows.shape[1])
+            out[name] = Estimates(name, units[name], value, lo, hi, found.n_eff[:, i], used, enough)
     for name in units:
         if name not in out:
-            used = k or DEFAULT_K
+            used = min(k or DEFAULT_K, rows.shape[1])
             raw = knn_regress(index.catalog.values(name)[rows[:, :used]], d[:, :used], coverage)
             out[name] = Estimates(name, units[name], raw.value, raw.lo, raw.hi, raw.n_eff, used, False)
     return [out[name] for name in names]

@@ -83,7 +83,7 @@ def read_knn(path: Path, name: str) -> dict[Pair, dict[str, PropertyCalibration]
             pair[str(entry["property"])] = _entry(i, entry, tensors)
         if tensors:
             raise ValueError(f"a tensor that belongs to nothing: {next(iter(tensors))}")
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, SafetensorError, ValueError, LookupError, ArithmeticError, TypeError, AttributeError) as error:
         raise IndexFileError(
             f"index file {name} is not a calibration as written ({error!r}); wanted one of `astroclip index build`; "
             "rebuild the index",

@@ -106,7 +106,8 @@ def _ladder(
     fetch = 0 if mask is None else fetch_for(k + 1, share)
     if fetch > MAX_FETCH:
         return []
-    full = min(k + 1, len(backend) if mask is None else int(np.count_nonzero(mask)))  # the own object among them
+    survivors = len(backend) if mask is None else int(np.count_nonzero(mask))
+    full = min(backend.rerank * (k + 1), survivors)  # the own object among them
     out: list[dict[str, Any]] = []
     for breadth in backend.ladder(max(k + 1, fetch)):
         found = backend.search(vectors, k + 1, mask, breadth=breadth, fetch=fetch)

@@ -122,7 +122,7 @@ class TableSearch:
         slots = ann.search(queries, k, allowed, breadth=chosen.breadth, fetch=chosen.fetch)
         if allowed is None:
             return chosen, slots
-        enough = min(k, int(np.count_nonzero(allowed)))
+        enough = min(ann.rerank * k, int(np.count_nonzero(allowed)))  # k alone leave coarse codes nothing to rescore
         passed = np.count_nonzero(slots >= 0, axis=1)
         hopeful = np.flatnonzero((passed < enough) & (passed * _WIDER >= enough))
         if len(hopeful) and chosen.fetch * _WIDER <= MAX_FETCH:

@@ -263,7 +263,7 @@ def read_typicality(path: Path, name: str, table: VectorTable) -> Typicality:
         if set(tables) != wanted:
             raise ValueError(f"tables {sorted(tables)}, wanted {sorted(wanted)}")
         return Typicality(k, table.take(slots), rows, sheet, inputs, tables)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, SafetensorError, ValueError, LookupError, ArithmeticError, TypeError, AttributeError) as error:
         raise IndexFileError(
             f"index file {name} is not a calibration of trust as written ({error!r}); wanted one of `astroclip index "
             "build`; rebuild the index",

@@ -344,8 +344,8 @@ def quality_model(quality: Quality) -> QualityModel:
 
 
 def flag_models(flags: Sequence[Flag]) -> list[FlagModel]:
-    """Each code once, in order."""
-    unique = {flag.code: flag for flag in reversed(flags)}
+    """Each flag once, in order; two of one code may speak of the image and of the spectrum."""
+    unique = {(flag.code, flag.message): flag for flag in reversed(flags)}
     return [FlagModel(code=flag.code, message=flag.message) for flag in reversed(unique.values())]
 
 

@@ -77,6 +77,7 @@ class Engine:
         self._searching = ThreadPoolExecutor(settings.search_threads, "search")
         self.lists, self.lists_problem = _lists(index)
         self.explaining = asyncio.Semaphore(1)  # an explanation is hundreds of passes: one at a time
+        self.explanations = 0  # at work or waiting
         self._canary_vector: Vector | None = None
         self._canary_at = 0.0
 

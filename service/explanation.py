@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from astroclip.errors import InputError
+from astroclip.errors import InputError, OverloadError
 from astroclip.explain import LEAST_PASSES, Occlusion
 from astroclip.types import MODALITIES, Modality
 from service.engine import Embedded, Engine
@@ -24,10 +24,11 @@ from service.trace import Trace
 __all__ = ["check_explain", "explain_answer"]
 
 _DIGITS = 6
+RETRY_EXPLAIN_S = 5.0  # of the model's time, a few explanations of the demo model
 
 
 def check_explain(engine: Engine, request: SearchRequest, uploads: Mapping[Modality, Any], fmt: str) -> None:
-    """Refuse, before any work, what cannot be explained. Raises InputError, NotFoundError."""
+    """Refuse, before any work, what cannot be explained. Raises InputError, NotFoundError, OverloadError."""
     if not request.explain:
         return
     if engine.settings.max_explain_passes < LEAST_PASSES:
@@ -37,6 +38,7 @@ def check_explain(engine: Engine, request: SearchRequest, uploads: Mapping[Modal
             field="explain",
             limit=engine.settings.max_explain_passes,
         )
+    check_explaining(engine)
     if not uploads:
         raise InputError(
             "explain was asked for without an upload; of its own objects the index keeps vectors and previews only, "
@@ -54,27 +56,49 @@ def check_explain(engine: Engine, request: SearchRequest, uploads: Mapping[Modal
         object_row(engine.index, request.explain.object_id)
 
 
+def check_explaining(engine: Engine) -> None:
+    """Raises OverloadError where as many explanations as may wait are waiting."""
+    limit = engine.settings.max_explain_waiting
+    if engine.explanations >= limit:
+        raise OverloadError(
+            f"{engine.explanations} explanations are at work or waiting, as many as may be (max_explain_waiting is "
+            f"{limit}). Try again in {RETRY_EXPLAIN_S:g} s, or leave explain out.",
+            retry_after_s=RETRY_EXPLAIN_S,
+        )
+
+
 async def explain_answer(
     engine: Engine, trace: Trace, request: SearchRequest, uploads: Mapping[Modality, Embedded], answer: SearchAnswer
 ) -> dict[Modality, ExplanationModel]:
     """What in each upload made it resemble the top hit, or the object that the request names."""
     against, reference = _reference(engine, request, uploads, answer)
+    check_explaining(engine)
+    engine.explanations += 1
+    try:
+        async with engine.explaining:
+            return await _explained(engine, trace, uploads, against, reference)
+    finally:
+        engine.explanations -= 1
+
+
+async def _explained(
+    engine: Engine, trace: Trace, uploads: Mapping[Modality, Embedded], against: ObjectQuery, reference: Vector
+) -> dict[Modality, ExplanationModel]:
     out: dict[Modality, ExplanationModel] = {}
-    async with engine.explaining:
-        for modality in MODALITIES:
-            if modality not in uploads or uploads[modality].vector is None:
-                continue
-            grid = uploads[modality].prepared.grid
-            assert grid is not None
-            occlusion = await engine.search(trace, Occlusion, grid, engine.settings.max_explain_passes)
-            batch = engine.settings.encode_batch
-            vectors = [
-                await engine.encode(trace, occlusion.views, start, start + batch)
-                for start in range(0, len(occlusion), batch)
-            ]
-            out[modality] = await engine.search(
-                trace, _model, engine, occlusion, np.concatenate(vectors), reference, against
-            )
+    for modality in MODALITIES:
+        if modality not in uploads or uploads[modality].vector is None:
+            continue
+        grid = uploads[modality].prepared.grid
+        assert grid is not None
+        occlusion = await engine.search(trace, Occlusion, grid, engine.settings.max_explain_passes)
+        batch = engine.settings.encode_batch
+        vectors = [
+            await engine.encode(trace, occlusion.views, start, start + batch)
+            for start in range(0, len(occlusion), batch)
+        ]
+        out[modality] = await engine.search(
+            trace, _model, engine, occlusion, np.concatenate(vectors), reference, against
+        )
     return out
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from astroclip.errors import InputError
 from astroclip.types import Flag, Modality
 from index import Estimate, Histogram, Hits, SurveyIndex, best_target, estimate, knn_histogram
 from index.head_build import BOTH
@@ -24,6 +26,13 @@ def query_pair(
     """What the query is and where its neighbours are sought, and the latter alone. No pair for a combination, nor for
     image and spectrum that weigh differently: it is no object such as the index was calibrated with."""
     resolved = resolve(engine, request.query, uploads, request.target or "either", request.fuse)
+    if resolved.examples is not None:
+        raise InputError(
+            "The query combines its examples by best_score, which ranks objects and gives no distances to weigh them "
+            "by. Estimate with the strategy average, or search.",
+            code="no_estimate",
+            field="query.combine.strategy",
+        )
     one = resolved.modality or (BOTH if len(resolved.vectors) > 1 else None)
     best = best_target(engine.index, BOTH) if one == BOTH else resolved.modality
     target: Target = request.target or best or "either"  # type: ignore[assignment]
@@ -38,8 +47,10 @@ def by_neighbours(
 ) -> tuple[list[EstimateModel], list[Flag]]:
     """Estimates of one query from its hits, and remarks on them. k: as the caller gave it."""
     found = estimate(index, hits, request.properties, request.coverage, pair=pair, k=k)
+    flags = _doubts(request, found, k, set(index.knn.get(pair, {}) if pair else ()))
+    if request.filter is not None or request.score_threshold is not None:
+        found = [replace(e, calibrated=False) for e in found]
     models = [EstimateModel(**vars(e)) for e in found]
-    flags = _doubts(request, found, k)
     if request.density:
         names = [e.name for e in found]
         histograms = knn_histogram(index, hits, names, request.density, pair)
@@ -53,10 +64,11 @@ def by_neighbours(
     return models, flags
 
 
-def _doubts(request: EstimateRequest, found: Sequence[Estimate], k: int | None) -> list[Flag]:
-    """Why the intervals may not hold what they say."""
+def _doubts(request: EstimateRequest, found: Sequence[Estimate], k: int | None, known: set[str]) -> list[Flag]:
+    """Why the intervals may not hold what they say. known: properties that the index has a calibration of."""
     flags = []
-    bare = [e for e in found if not e.calibrated]
+    bare = [e for e in found if e.name not in known]
+    short = [e for e in found if e.name in known and not e.calibrated]
     if bare:
         names = ", ".join(e.name for e in bare)
         flags.append(
@@ -66,13 +78,22 @@ def _doubts(request: EstimateRequest, found: Sequence[Estimate], k: int | None) 
                 "neighbours, and may hold the truth less often than it says.",
             )
         )
-    if 0 < max((e.n_eff or 0.0 for e in bare), default=0.0) < FEW_NEIGHBOURS:
+    if short:
+        names = ", ".join(e.name for e in short)
+        flags.append(
+            Flag(
+                "fewer_than_calibrated",
+                f"The intervals of {names} were calibrated with more neighbours than were found; they may hold the "
+                "truth less often than they say.",
+            )
+        )
+    if 0 < max((e.n_eff or 0.0 for e in (*bare, *short)), default=0.0) < FEW_NEIGHBOURS:
         flags.append(
             Flag(
                 "few_neighbours", "A neighbour or two carry the estimate; its intervals are too narrow to be believed."
             )
         )
-    if len(bare) < len(found):
+    if len(bare) + len(short) < len(found):
         if request.filter is not None or request.score_threshold is not None:
             flags.append(
                 Flag(

@@ -232,10 +232,12 @@ def _vector(engine: Engine, query: VectorQuery) -> Resolved:
 
 
 def _fuse(parts: Sequence[Resolved], weights: FuseWeights | None) -> Resolved:
-    """Image and spectrum of one object: the weighted mean of their unit vectors."""
+    """Image and spectrum of one object: the weighted mean of their unit vectors. A weight of 0 leaves one out."""
+    share = weights or FuseWeights()
+    if len(parts) > 1:
+        parts = [part for part in parts if getattr(share, part.modalities[0])]
     if len(parts) == 1:
         return parts[0]
-    share = weights or FuseWeights()
     by = [getattr(share, part.modalities[0]) for part in parts]
     return Resolved(
         _unit(_mean(np.stack([part.vector for part in parts]), np.asarray(by, np.float64)), "query"),
@@ -279,7 +281,7 @@ def _combine(
     modalities = tuple(m for m in MODALITIES if m in entered)
     return Resolved(
         vector,
-        {modalities[0]: vector} if len(modalities) == 1 else {},
+        {modalities[0]: vector} if len(modalities) == 1 and examples is None else {},
         tuple(row for term in terms for row in term.own_rows),
         tuple(place for term in terms[:split] for place in term.places),
         None,

@@ -79,6 +79,12 @@ class Settings(BaseSettings):
         description="Passes of the model for one explanation and modality: windows of 2,300 km/s or 3 arcsec, about "
         "1 s of one core with the demo model. Below 32, nothing is explained.",
     )
+    max_explain_waiting: int = Field(
+        default=4,
+        ge=1,
+        description="Explanations at work or waiting; one more is answered 429. Each takes seconds of the model, one "
+        "at a time, and holds a place of max_in_flight meanwhile.",
+    )
     max_radius_arcsec: float = Field(
         default=36000.0, gt=0, description="Largest cone of an object lookup: 10 degrees; larger regions are filters."
     )

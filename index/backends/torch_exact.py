@@ -39,15 +39,15 @@ class TorchBackend:
 
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._torch, self._device = torch, torch.device(device)
-        self.dtype = dtype if dtype != "auto" else "float32" if self._device.type == "cpu" else "float16"
-        self._rounding = _ROUNDING[self.dtype]
         try:
+            self._torch, self._device = torch, torch.device(device)
+            self.dtype = dtype if dtype != "auto" else "float32" if self._device.type == "cpu" else "float16"
+            self._rounding = _ROUNDING[self.dtype]
             self._vectors = self._load(table)
-        except RuntimeError as error:  # out of memory, or no such device
+        except (RuntimeError, AssertionError) as error:  # out of memory, no such device, a wheel without CUDA
             raise InputError(
-                f"{len(table)} vectors of {table.dim} do not fit on {device} ({str(error)[:200]}); wanted a device "
-                "that holds them; search with numpy",
+                f"{len(table)} vectors of {table.dim} cannot be held by {device[:40]!r} ({str(error)[:200]}); wanted "
+                "cpu, or a GPU that holds them; search with numpy",
                 code="no_gpu",
                 field="device",
             ) from error

@@ -130,3 +130,4 @@ def test_missing_results_are_said_and_unknown_tables_refused(tables: ModuleType,
 def test_the_readme_is_in_step(tables: ModuleType):
     text = (SCRIPT.parents[1] / "README.md").read_text(encoding="utf-8")
     assert tables.update(text) == text, "run python benchmarks/readme_tables.py"
+    assert not re.search(r"^[A-Z_]{4,}$", text, re.MULTILINE), "a place left to fill"

@@ -71,6 +71,17 @@ def test_a_raw_body_asks_in_the_address(client, spectrum):
     assert found["against"]["object_id"] == ID
 
 
+def test_one_explanation_more_than_may_wait_is_sent_away(client, upload, engine, settings, monkeypatch):
+    monkeypatch.setattr(engine, "explanations", settings.max_explain_waiting - 1)
+    assert ask(client, files=upload, explain=True, k=1).status_code == 200
+    assert engine.explanations == settings.max_explain_waiting - 1
+    monkeypatch.setattr(engine, "explanations", settings.max_explain_waiting)
+    refused = ask(client, files=upload, explain=True, k=1)
+    assert refused.status_code == 429 and "explanations" in refused.json()["error"]["message"]
+    assert int(refused.headers["retry-after"]) >= 5
+    assert ask(client, files=upload, k=1).status_code == 200
+
+
 def test_nothing_is_explained_unasked(client, upload):
     assert "explanation" not in ask(client, files=upload).json()
 

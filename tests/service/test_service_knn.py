@@ -81,7 +81,35 @@ def test_without_k_each_property_uses_the_indexs_own_and_the_hits_hold_them_all(
 def test_an_exclusion_leaves_the_calibration_valid_and_a_filter_is_flagged(ask):
     assert not flags(ask({"object_id": ID}, exclude_arcsec=5)) & DOUBTS
     filtered = ask({"object_id": ID}, filter={"column": "redshift", "range": [0.0, 2.0]})
-    assert flags(filtered) & DOUBTS == {"calibrated_without_filter"} and filtered["estimates"][0]["calibrated"]
+    assert flags(filtered) & DOUBTS == {"calibrated_without_filter"}
+    assert not any(e["calibrated"] for e in filtered["estimates"])
+    near = ask({"object_id": ID}, score_threshold=-1.0)
+    assert "calibrated_without_filter" in flags(near) and not near["estimates"][0]["calibrated"]
+
+
+def test_fewer_neighbours_than_calibrated_for_are_no_calibrated_interval(ask, calibrated):
+    index = calibrated[0].index
+    others = [i for i in index.catalog.take(np.arange(5), ["object_id"]).column(0).to_pylist() if i != ID][:2]
+    answer = ask({"object_id": ID}, filter={"column": "object_id", "in": others})
+    assert {"fewer_than_calibrated", "few_neighbours"} <= flags(answer)
+    assert all(not e["calibrated"] and e["k"] <= 2 for e in answer["estimates"])
+
+
+def test_best_score_is_no_distance_to_estimate_by(ask):
+    query = {"combine": {"positive": [{"object_id": ID}], "strategy": "best_score"}}
+    for method in ("knn", "head"):
+        assert ask(query, 422, method=method)["code"] == "no_estimate"
+
+
+def test_a_fuse_weight_of_0_leaves_a_modality_out_of_estimates_and_trust(ask, calibrated):
+    catalog = calibrated[0].index.catalog
+    row = int(np.flatnonzero(catalog.flag("has_image") & catalog.flag("has_spectrum"))[0])
+    name = catalog.row(row)["object_id"]
+    both, alone = {"object_id": name, "modality": "both"}, {"object_id": name, "modality": "spectrum"}
+    left, single = ask(both, fuse={"image": 0}), ask(alone)
+    assert left["estimates"] == single["estimates"] and left["estimates"][0]["calibrated"]
+    assert left["trust"]["ood_p"] == single["trust"]["ood_p"]
+    assert left["query"]["modalities"] == ["spectrum"]
 
 
 @pytest.mark.parametrize(("k", "flagged"), [(1, False), (4, False), (6, True), (64, False), (70, True)])
