@@ -70,5 +70,5 @@ def _best(cosines: npt.NDArray[np.floating], weights: npt.NDArray[np.float64]) -
     used = weights > 0
     if not used.any():
         return np.full(len(cosines), -np.inf)
-    relative = weights[used] / weights[used].max()
+    relative = np.maximum(weights[used] / weights[used].max(), 1e-12)  # a ratio may underflow
     return np.asarray((1.0 - (1.0 - cosines[:, used].astype(np.float64)) / relative).max(axis=1), np.float64)

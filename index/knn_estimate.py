@@ -102,6 +102,9 @@ def estimate_many(
     names = list(index.default_properties if properties is None else properties)
     units = {name: unit_of(index, name) for name in names}
     known = index.knn.get(pair, {}) if pair else {}
+    width = rows.shape[1]
+    if not width:  # nobody: one neighbour that is none
+        rows, scores = np.full((len(rows), 1), -1, np.int64), np.full((len(rows), 1), -np.inf, np.float32)
     d, rows = distances(np.where(rows >= 0, scores, -np.inf)), np.maximum(rows, 0)
     out: dict[str, Estimates] = {}
     chosen = [name for name in units if name in known]
@@ -113,12 +116,12 @@ def estimate_many(
         ends = axes.from_unit(np.stack([found.value, *intervals(found, rungs, coverage)], axis=2))
         for i, name in enumerate(chosen):
             value, lo, hi = ends[:, i].T
-            used, enough = min(int(rungs.k[i]), rows.shape[1]), bool(rungs.k[i] <= rows.shape[1])
+            used, enough = min(int(rungs.k[i]), width), bool(rungs.k[i] <= width)
             out[name] = Estimates(name, units[name], value, lo, hi, found.n_eff[:, i], used, enough)
     for name in units:
         if name not in out:
-            used = min(k or DEFAULT_K, rows.shape[1])
-            raw = knn_regress(index.catalog.values(name)[rows[:, :used]], d[:, :used], coverage)
+            used = min(k or DEFAULT_K, width)
+            raw = knn_regress(index.catalog.values(name)[rows[:, : max(used, 1)]], d[:, : max(used, 1)], coverage)
             out[name] = Estimates(name, units[name], raw.value, raw.lo, raw.hi, raw.n_eff, used, False)
     return [out[name] for name in names]
 
@@ -172,7 +175,7 @@ def neighbours_wanted(
     names = index.default_properties if properties is None else properties
     entries = [known[name] for name in names if name in known]
     ks = [entry.k for entry in entries] + [entry.smoothing.k for entry in entries if density]
-    return max(ks + [DEFAULT_K] * (len(entries) < len(names)))
+    return max(ks + [DEFAULT_K] * (len(entries) < len(names)), default=DEFAULT_K)
 
 
 def best_target(index: SurveyIndex, query: str) -> str | None:

@@ -95,8 +95,8 @@ def _by_head(engine: Engine, request: EstimateRequest, resolved: Resolved) -> tu
     index = engine.index
     if not resolved.vectors:
         raise InputError(
-            "The query combines images with spectra, and its vector is neither; a head wants one modality, or image "
-            "and spectrum of one object. Combine one modality only, or ask with method knn.",
+            "The query combines several objects, and its vector is none of them; a head wants one object, its image, "
+            "its spectrum or both. Ask for each, or with method knn.",
             code="no_heads",
             field="query",
         )

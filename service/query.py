@@ -152,7 +152,9 @@ def position_of(ra: float | str, dec: float | str) -> tuple[float, float]:
     try:
         return check_position(float(ra), float(dec))
     except ValueError:
-        text = str(dec).strip()  # an explicit sign keeps the two halves apart whatever their form
+        text = (
+            str(dec).strip().replace("\u2212", "-")
+        )  # an explicit sign keeps the two halves apart whatever their form
         return parse_position(f"{ra} {text if text.startswith(('+', '-')) else '+' + text}")
 
 
@@ -257,7 +259,12 @@ def _combine(
     target: Target,
     fuse: FuseWeights | None,
 ) -> Resolved:
-    terms = [resolve(engine, query, uploads, target, fuse) for query in (*combine.positive, *combine.negative)]
+    given = np.asarray(combine.weights or [], np.float64)
+    queries = (*combine.positive, *combine.negative)
+    weights = np.concatenate([given, np.ones(len(queries) - len(given))])
+    split = int(np.count_nonzero(weights[: len(combine.positive)]))  # a weight of 0 leaves a query out
+    queries, weights = tuple(q for q, w in zip(queries, weights, strict=True) if w), weights[weights > 0]
+    terms = [resolve(engine, query, uploads, target, fuse) for query in queries]
     if any(term.examples for term in terms):
         raise InputError(
             "A combine with the strategy best_score stands inside another one; it has no vector to average. Put its "
@@ -265,14 +272,11 @@ def _combine(
             code="no_direction",
             field="query.combine",
         )
-    given = np.asarray(combine.weights or [], np.float64)
-    weights = np.concatenate([given, np.ones(len(terms) - len(given))])
-    split = len(combine.positive)
     vectors = np.stack([term.vector for term in terms])
     total, examples = _mean(vectors[:split], weights[:split]), None
     if combine.strategy == "best_score":
         examples = Examples(vectors[:split], vectors[split:], weights[:split], weights[split:])
-    elif weights[split:].any():
+    elif len(terms) > split:
         total = 2.0 * total - _mean(vectors[split:], weights[split:])
     if examples is not None and np.linalg.norm(total) < 1e-6:  # positives that cancel are no fault there
         total = vectors[0].astype(np.float64)
@@ -281,7 +285,7 @@ def _combine(
     modalities = tuple(m for m in MODALITIES if m in entered)
     return Resolved(
         vector,
-        {modalities[0]: vector} if len(modalities) == 1 and examples is None else {},
+        {modalities[0]: vector} if len(terms) == 1 and len(modalities) == 1 and examples is None else {},
         tuple(row for term in terms for row in term.own_rows),
         tuple(place for term in terms[:split] for place in term.places),
         None,

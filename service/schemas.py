@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     FiniteFloat,
     SerializerFunctionWrapHandler,
+    StrictBool,
     Tag,
     model_serializer,
     model_validator,
@@ -206,7 +207,10 @@ class SearchRequest(Strict):
         default=None, description="Catalogue columns to return with each hit; default: the index's properties."
     )
     preview: bool = Field(default=False, description="Return a small view of the query itself.")
-    explain: bool | ExplainAgainst = Field(
+    explain: Annotated[
+        Annotated[StrictBool, Tag("kind:switch")] | Annotated[ExplainAgainst, Tag("kind:against")],
+        Discriminator(lambda raw: "kind:switch" if isinstance(raw, bool) else "kind:against"),
+    ] = Field(
         default=False,
         description="Uploads only: say which wavelengths and image regions made the match with the top hit, or with "
         "the object named. Some hundred passes of the model; the largest number stands in /v1/info.",

@@ -185,3 +185,29 @@ def test_the_client_and_the_command(ask, app, calibrated, tiny_model_dir):
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)["estimates"][0]
     assert len(said["density"]["pdf"]) == 4 and said["lo"] == pytest.approx(table["lo"][0])
+
+
+@pytest.mark.parametrize("more", [{}, {"k": 4}, {"density": True}, {"k": 4, "properties": ["redshift"]}])
+@pytest.mark.parametrize("left", [{"filter": {"column": "redshift", "range": [90, 91]}}, {"score_threshold": 1}])
+def test_without_any_neighbour_there_is_no_value(ask, left, more):
+    answer = ask({"object_id": ID}, **left, **more)
+    assert answer["hits"] == [] and answer["estimates"]
+    for said in answer["estimates"]:
+        assert said["value"] is said["lo"] is said["hi"] is None and said["n_eff"] == 0 and not said["calibrated"]
+
+
+@pytest.mark.parametrize("more", [{}, {"k": 4}, {"density": True}])
+def test_no_property_asked_for_is_none_estimated(ask, more):
+    assert ask({"object_id": ID}, properties=[], **more)["estimates"] == []
+
+
+def test_a_combination_of_objects_is_judged_by_neither_trust_nor_a_head(ask):
+    others = [{"object_id": hit["object_id"]} for hit in ask({"object_id": ID}, k=2)["hits"]]
+    answer = ask({"combine": {"positive": others}})
+    assert answer["trust"]["ood_p"] is None and "out_of_distribution" not in flags(answer)
+    assert ask({"combine": {"positive": others}}, 422, method="head")["code"] == "no_heads"
+    unweighted = others[1]["object_id"]
+    only = {"column": "object_id", "in": [unweighted]}
+    one = ask({"combine": {"positive": others, "weights": [1, 0]}}, filter=only, target="either")
+    assert one["trust"]["ood_p"] is not None
+    assert [hit["object_id"] for hit in one["hits"]] == [unweighted]  # left out of the query, not of the hits
