@@ -1,6 +1,7 @@
 """Making the survey-wide lists: two self-joins and one join of images with spectra, ranked and written.
 
-* isolated: by the cosine with the k-th nearest other object of the same modality, k and p-value as in `index.trust`.
+* isolated: by the cosine with the k-th nearest other object of the same modality; p-value by the sample of
+  `calibrate.kth_scores`.
 * disagreeing: objects whose own image and spectrum have the lowest cosine. Beside it, adjusted for how hard the object
   is to place, how many other spectra are nearer to the image than its own, and how many other images to the spectrum;
   `disagreement` is the geometric mean of the two shares, about 1/2 for a partner that is as good as random.

@@ -163,7 +163,7 @@ class SurveyIndex:
 
     @property
     def kth(self) -> int:
-        """Which neighbour's similarity `index.trust` compares."""
+        """Which neighbour's similarity lists compare, and `index.trust` in an index without `index.typical`."""
         return int(self.manifest.calibration.get("kth", {}).get("k", KTH))
 
     @cached_property
