@@ -25,7 +25,7 @@ import numpy.typing as npt
 from scipy.stats import kstest
 
 from index import SurveyIndex, estimate_many, stacked
-from index.knn_build import BOTH
+from index.head_build import BOTH
 from index.parts import read_info, read_parts
 from index.regress import distances
 from training.evaluate.metrics import outlier_fraction, r2, sigma_nmad

@@ -32,7 +32,7 @@ import numpy.typing as npt
 from clustered import DIM, SEED, clustered, draw
 
 from index.backends import ANN, ExactBackend
-from index.planner import Measured
+from index.planner import MeasuredSearch
 from index.recall import measure, recall_at_k
 from index.table_search import Ask, TableSearch
 from index.vectors import VectorTable
@@ -121,7 +121,7 @@ def prepared(name: str, table: VectorTable, scratch: Path) -> tuple[TableSearch,
     built = {key: record[key] for key in ("build_s", "build_cpu_s", "measure_s")}
     built |= {"file_bytes": path.stat().st_size, "settings": ann.settings}
     built |= {key: record["measured"][key] for key in ("exact_below", "cost", "recall")}
-    return TableSearch(table, ann=ann, measured=Measured.from_record(record["measured"], len(table))), built
+    return TableSearch(table, ann=ann, measured=MeasuredSearch.from_record(record["measured"], len(table))), built
 
 
 def make_cells(table: VectorTable) -> Iterator[dict[str, Any]]:

@@ -6,8 +6,8 @@ Two kinds of table:
   another's (the modality gap, Liang et al. 2022, arXiv:2203.02053), their percentiles are. Beyond the last knot the
   upper tail is continued as an exponential with the mean excess of the sample (Pickands 1975 with shape 0), so that
   percentiles stay strictly increasing and can rank hits of two pairs against one another.
-* the similarity of each sampled object to its k-th nearest other object, per modality: for lists of isolated objects, and for
-  `index.trust` in an index without `index.typical`.
+* the similarity of each sampled object to its k-th nearest other object, per modality: for lists of isolated objects,
+  and for `index.trust` in an index without `index.typical`.
 
 Sampling is seeded; an object is never paired with itself, in either modality.
 """

@@ -211,10 +211,10 @@ def _search_line(backends: dict[str, Any] | None, size: int) -> str:
     if not backends:
         return "exact"
     from index.backends.faiss_file import FaissBackend
-    from index.planner import Measured, plan
+    from index.planner import MeasuredSearch, plan
 
     name, record = next(iter(backends.items()))
-    measured = Measured.from_record(record, size)
+    measured = MeasuredSearch.from_record(record, size)
     parts = []
     for query in sorted({entry["query"] for entry in measured.recall}):
         chosen = plan(name, FaissBackend.can, measured, k=10, size=size, query_modality=query)

@@ -26,6 +26,7 @@ from astroclip.types import MODALITIES
 from index.backends.exact import ExactBackend
 from index.calibrate import ScoreTable, sample_slots
 from index.density import Axis
+from index.head_build import BOTH
 from index.knn_conformal import LADDER, OWN_UP_TO, Rungs, fit_rung, intervals, neighbourhood
 from index.knn_density import choose_smoothing
 from index.knn_files import PropertyCalibration, write_knn
@@ -44,7 +45,6 @@ _COVERAGES = (0.68, 0.90, 0.95)
 _JUDGED = 500  # objects that the score of the densities is measured on
 _TAUS = (np.arange(25) + 0.5) / 25
 EITHER = "either"
-BOTH = "both"
 
 Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]

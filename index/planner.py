@@ -6,7 +6,7 @@ the region a filter leaves out may be just the query's. So
 * a backend is only asked what it declares it can do (`Capabilities`): one that knows no filters never answers a
   filtered search, and thresholds and least-similar rankings go to a backend that is exact;
 * a filtered search over few survivors is exact. How many are few is measured when the index is built: the number at
-  which going through them costs as much as the approximate search (`Measured.exact_below`);
+  which going through them costs as much as the approximate search (`MeasuredSearch.exact_below`);
 * beyond that the approximate search looks at the `fetch` nearest, so many that k of them pass a filter of this
   selectivity wherever it lies like a random one, at the least breadth whose measured recall reaches `RECALL_WANTED`.
   Queries of which fewer than k pass are searched more widely, then exactly (`index.table_search`).
@@ -24,7 +24,7 @@ from typing import Any
 
 from index.backends.base import Capabilities
 
-__all__ = ["ANSWERED_WANTED", "MAX_FETCH", "RECALL_WANTED", "Measured", "Plan", "fetch_for", "plan"]
+__all__ = ["ANSWERED_WANTED", "MAX_FETCH", "RECALL_WANTED", "MeasuredSearch", "Plan", "fetch_for", "plan"]
 
 RECALL_WANTED = 0.995  # measured on 256 queries, so uncertain by 0.002: 0.99 is what is to hold
 ANSWERED_WANTED = 0.95  # share of queries that must need no second search where the filter is random
@@ -42,7 +42,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredSearch:
     """What an approximate backend was measured to do, kept in the manifest; see `index.recall.measure`.
 
     recall: of {"query", "filter": none, random or region, "share", "k", "breadth", "recall", "answered", "ms"}.
@@ -53,7 +53,7 @@ class Measured:
     exact_below: int
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], size: int) -> Measured:
+    def from_record(cls, record: Mapping[str, Any], size: int) -> MeasuredSearch:
         """From a manifest. Older ones measured no selectivities: their filtered searches are exact, up to `size`."""
         if "exact_below" in record:
             return cls(record["recall"], int(record["exact_below"]))
@@ -73,7 +73,7 @@ def fetch_for(k: int, share: float) -> int:
 def plan(
     name: str | None,
     can: Capabilities,
-    measured: Measured | None,
+    measured: MeasuredSearch | None,
     *,
     k: int,
     size: int,

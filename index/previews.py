@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from astroclip.errors import IndexFileError, InputError
 from index.vectors import load_npy
 
-__all__ = ["Previews", "legacy_rgb", "write_previews"]
+__all__ = ["Previews", "colour_jpeg", "legacy_rgb", "write_previews"]
 
 SIZE = 64  # pixels a side of a thumbnail
 FIELD = 96  # pixels of the cutout shown: the model's own field, 25" at 0.262"/px
@@ -94,6 +94,14 @@ def wave_grid() -> npt.NDArray[np.float64]:
     """(BINS,) centres, Angstrom, equal steps in log wavelength."""
     edges = _edges()
     return np.sqrt(edges[1:] * edges[:-1])
+
+
+def colour_jpeg(pixels: npt.NDArray[np.float32], bands: tuple[str, ...], size: int, quality: int) -> bytes:
+    """(B, H, W) nanomaggies as a JPEG of size x size pixels in the colours of `legacy_rgb`."""
+    stream = io.BytesIO()
+    picture = PIL.Image.fromarray(legacy_rgb(pixels[None], bands)[0])
+    picture.resize((size, size), PIL.Image.Resampling.BICUBIC).save(stream, "JPEG", quality=quality)
+    return stream.getvalue()
 
 
 def legacy_rgb(pixels: npt.NDArray[np.float32], bands: tuple[str, ...]) -> npt.NDArray[np.uint8]:

@@ -43,7 +43,7 @@ def recall_at_k(found: Slots, true: Slots) -> float:
 def measure(
     backend: FaissBackend, table: VectorTable, queries: Mapping[str, VectorTable], rng: np.random.Generator
 ) -> dict[str, Any]:
-    """{"recall": [..], "cost": [..], "exact_below": n}, see `planner.Measured`; queries: tables by modality.
+    """{"recall": [..], "cost": [..], "exact_below": n}, see `planner.MeasuredSearch`; queries: tables by modality.
 
     "cost": {"share", "survivors", "exact_ms", "ann_ms"} of the best 10 under random filters; ann_ms None where no
     breadth reached the recall wanted.

@@ -28,7 +28,7 @@ from index.head_files import read_head
 from index.heads import DensityHead
 from index.knn_files import KnnCalibration, read_knn
 from index.manifest import MANIFEST, Manifest, check_files
-from index.planner import Measured
+from index.planner import MeasuredSearch
 from index.previews import Previews
 from index.table_search import Ask, Found, Order, TableSearch
 from index.trust_tables import read_trust_tables
@@ -364,7 +364,7 @@ class SurveyIndex:
                 )
             file = f"{modality}.faiss"
             ann = ANN[name].read(self.folder / file, file, count=len(table), dim=self.dim)
-            measured = Measured.from_record(record, len(table))
+            measured = MeasuredSearch.from_record(record, len(table))
         return TableSearch(table, _exact(table, exact, device), ann, measured)
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from index.backends import ExactBackend, FaissBackend
 from index.backends.base import Backend, Capabilities, Slots, Vectors
 from index.examples import Examples
-from index.planner import MAX_FETCH, Measured, Plan, plan
+from index.planner import MAX_FETCH, MeasuredSearch, Plan, plan
 from index.vectors import VectorTable
 
 __all__ = ["Ask", "Found", "Order", "TableSearch"]
@@ -66,7 +66,7 @@ class TableSearch:
         table: VectorTable,
         exact: Backend | None = None,
         ann: FaissBackend | None = None,
-        measured: Measured | None = None,
+        measured: MeasuredSearch | None = None,
     ) -> None:
         self.table, self.ann, self.measured = table, ann, measured
         self.exact: Backend = exact or ExactBackend(table)

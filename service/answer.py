@@ -6,7 +6,6 @@ request + embedded uploads -> Resolved -> hits (filter, exclusion) -> estimates 
 from __future__ import annotations
 
 import base64
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from index import (
     neighbours_wanted,
     own_statistics,
 )
+from index.previews import colour_jpeg
 from service.engine import Embedded, Engine
 from service.neighbours import by_neighbours, density_model, query_pair
 from service.query import Resolved, Target, resolve
@@ -375,14 +375,8 @@ def _echo(
 
 def _image_url(grid: Any, engine: Engine) -> str:
     """What the model saw, as a colour JPEG in a data URL."""
-    import PIL.Image
-
-    from index.previews import legacy_rgb
-
-    stream = io.BytesIO()
-    rgb = legacy_rgb(grid.pixels[None], engine.embedder.image_grid.bands)[0]
-    PIL.Image.fromarray(rgb).resize((192, 192), PIL.Image.Resampling.BICUBIC).save(stream, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+    jpeg = colour_jpeg(grid.pixels, engine.embedder.image_grid.bands, 192, 85)
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
 def _small_spectrum(grid: Any, engine: Engine) -> dict[str, list[float | None]]:

@@ -6,7 +6,6 @@ explanation at a time, of at most `max_explain_passes` passes a modality.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from astroclip.errors import InputError, OverloadError
 from astroclip.explain import LEAST_PASSES, Occlusion
 from astroclip.types import MODALITIES, Modality
+from index.previews import colour_jpeg
 from service.engine import Embedded, Engine
 from service.explain_plot import data_url, image_svg, spectrum_svg
 from service.query import Vector, object_row
@@ -149,7 +149,9 @@ def _model(
         "passes": found.passes,
     }
     if found.modality == "image":
-        svg = image_svg(_jpeg(grid, engine), found.importance, title, note)
+        svg = image_svg(
+            colour_jpeg(grid.pixels, engine.embedder.image_grid.bands, 288, 80), found.importance, title, note
+        )
         scale = engine.embedder.image_grid.pixel_scale_arcsec
         return ExplanationModel(
             **common, unit="pixel", windows=found.windows.tolist(), pixel_scale_arcsec=scale, plot=data_url(svg)
@@ -158,14 +160,3 @@ def _model(
     svg = spectrum_svg(wave, grid.flux, grid.ivar, found.importance, title, note)
     ranges = [[round(float(wave[a]), 2), round(float(wave[b - 1]), 2)] for a, b in found.windows]
     return ExplanationModel(**common, unit="Angstrom", windows=ranges, plot=data_url(svg))
-
-
-def _jpeg(grid: Any, engine: Engine) -> bytes:
-    import PIL.Image
-
-    from index.previews import legacy_rgb
-
-    stream = io.BytesIO()
-    rgb = legacy_rgb(grid.pixels[None], engine.embedder.image_grid.bands)[0]
-    PIL.Image.fromarray(rgb).resize((288, 288), PIL.Image.Resampling.BICUBIC).save(stream, "JPEG", quality=80)
-    return stream.getvalue()

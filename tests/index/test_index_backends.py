@@ -14,7 +14,7 @@ from index.backends import ANN, ExactBackend
 from index.backends.torch_exact import TorchBackend
 from index.examples import Examples
 from index.manifest import Manifest
-from index.planner import Measured
+from index.planner import MeasuredSearch
 from index.recall import measure
 from index.table_search import Ask, TableSearch
 from index.vectors import VectorTable
@@ -56,7 +56,7 @@ def searches(table):
     for name, kind in ANN.items():
         ann = kind.build(table)
         record = measure(ann, table, {"image": table}, np.random.default_rng(6))
-        out[name] = TableSearch(table, ann=ann, measured=Measured(record["recall"], exact_below=50))
+        out[name] = TableSearch(table, ann=ann, measured=MeasuredSearch(record["recall"], exact_below=50))
     return out
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from index.backends import ANN, ExactBackend
 from index.backends.base import Capabilities
-from index.planner import MAX_FETCH, Measured, Plan, fetch_for, plan
+from index.planner import MAX_FETCH, MeasuredSearch, Plan, fetch_for, plan
 from index.recall import _crossover, recall_at_k
 
 N = 1_000_000
@@ -23,7 +23,7 @@ def entry(query="image", filter="none", share=1.0, k=10, breadth=32, recall=0.99
     }  # fmt: skip
 
 
-MEASURED = Measured(
+MEASURED = MeasuredSearch(
     [
         entry(breadth=32, recall=0.9),
         entry(breadth=64, recall=0.997),
@@ -60,7 +60,7 @@ def test_a_larger_k_is_judged_by_the_next_measured():
 
 def test_exact_without_a_backend_or_a_measurement():
     assert plan(None, Capabilities(), None, k=10, size=5) == Plan()
-    assert ask(measured=Measured([], 0)) == Plan()
+    assert ask(measured=MeasuredSearch([], 0)) == Plan()
 
 
 def test_few_survivors_are_searched_exactly_up_to_the_measured_number():
@@ -86,7 +86,7 @@ def test_fetch_lets_k_pass_a_random_filter():
 
 
 def test_a_search_that_would_look_too_far_is_exact():
-    measured = Measured([entry(filter="random", share=0.001)], 0)
+    measured = MeasuredSearch([entry(filter="random", share=0.001)], 0)
     assert fetch_for(10, 0.001) > MAX_FETCH and ask(measured=measured, survivors=1000) == Plan()
 
 
@@ -119,7 +119,7 @@ def test_force():
 
 def test_manifests_that_measured_no_selectivity_are_read():
     old = [{"query": "image", "filtered": f, "k": 10, "ef": 64, "recall": 0.997} for f in (False, True)]
-    measured = Measured.from_record({"m": 32, "recall": old}, N)
+    measured = MeasuredSearch.from_record({"m": 32, "recall": old}, N)
     assert ask(measured=measured) == Plan("hnsw", 64, 0, 0.997)
     assert ask(measured=measured, survivors=900_000) == Plan()
 
