@@ -11,12 +11,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from astroclip.errors import InputError
 from astroclip.types import MODALITIES, Modality
 from index.lists import KINDS, ListKind, Lists, lists_folder, write_list
 from index.lists_join import MAX_PAIRS, Neighbours, Partners, join_neighbours, join_partners
+from index.publish import alone
 from index.sky import unit_vectors
 from index.store import SurveyIndex
 from index.typical import conformal_p
@@ -62,7 +61,8 @@ def build_lists(
     wanted = _check(kinds, limit, threshold)
     index = SurveyIndex.open(path)
     folder = lists_folder(index.folder)
-    with _alone(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder, f"another process is making the lists in {folder}", "lists_busy"):
         work = folder / ".joins"
         maker = _Maker(index, work, limit, threshold, progress or (lambda *_: None))
         for kind in wanted:
@@ -289,20 +289,6 @@ def _check(kinds: Sequence[str], limit: int, threshold: float) -> list[ListKind]
             field="threshold",
         )
     return [kind for kind in KINDS if kind in kinds]
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One builder at a time. Raises InputError if another is at work."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another process is making the lists in {folder}; wanted one at a time; wait for it", code="lists_busy"
-            ) from None
-        yield
 
 
 def _remove_stale(index_folder: Path) -> None:

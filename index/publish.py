@@ -18,10 +18,21 @@ from pathlib import Path
 from astroclip.errors import InputError
 from index.manifest import MANIFEST
 
-__all__ = ["KEEP", "publish", "publish_plain", "staging"]
+__all__ = ["KEEP", "alone", "publish", "publish_plain", "staging"]
 
 KEEP = 2  # versions kept: the current one and the one before, which a running server may still be opening
 _BUILDING = ".building-"
+
+
+@contextmanager
+def alone(folder: Path, busy: str, code: str) -> Iterator[None]:
+    """One process at a time in `folder`, which exists. Raises InputError (`busy`, `code`) where another is at work."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{busy}; wanted one at a time; wait for it", code=code) from None
+        yield
 
 
 @contextmanager
@@ -32,13 +43,7 @@ def staging(root: Path) -> Iterator[Path]:
     """
     versions = root / "versions"
     versions.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another process is building {root}; wanted one at a time; wait for it", code="index_busy"
-            ) from None
+    with alone(root, f"another process is building {root}", "index_busy"):
         for leftover in versions.glob(f"{_BUILDING}*"):
             shutil.rmtree(leftover, ignore_errors=True)
         folder = versions / f"{_BUILDING}{os.getpid()}"

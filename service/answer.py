@@ -61,7 +61,10 @@ def search_answer(
     engine: Engine, request: SearchRequest, uploads: Mapping[Modality, Embedded], request_id: str
 ) -> SearchAnswer:
     """The answer to a search; the default target is "either"."""
-    resolved, hits, report = _find(engine, request, uploads, request.target or "either")
+    _check_sizes(engine, request)
+    target: Target = request.target or "either"
+    resolved = resolve(engine, request.query, uploads, target, request.fuse)
+    resolved, hits, report = _find(engine, request, resolved, target)
     return SearchAnswer(**_common(engine, request, uploads, resolved, hits, report, request_id))
 
 
@@ -74,13 +77,15 @@ def estimate_answer(
     head reads the query's own vectors; the neighbours are returned all the same."""
     _check_density(engine, request)
     _limit_names(engine, request.properties, "properties")
-    pair, target = query_pair(engine, request, uploads)
+    _check_sizes(engine, request)
+    resolved = resolve(engine, request.query, uploads, request.target or "either", request.fuse)
+    pair, target = query_pair(engine.index, request, resolved)
     k = request.k
     if k is None and request.method == "knn":
         wanted = neighbours_wanted(engine.index, request.properties, pair, request.density > 0)
         settings = engine.settings
         request = request.model_copy(update={"k": min(max(wanted, settings.default_k), settings.max_k)})
-    resolved, hits, report = _find(engine, request, uploads, target)
+    resolved, hits, report = _find(engine, request, resolved, target)
     with _unknown_is_unusable("properties"):
         if request.method == "head":
             models, flags = _by_head(engine, request, resolved)
@@ -129,26 +134,29 @@ def _check_density(engine: Engine, request: EstimateRequest) -> None:
         )
 
 
-def _find(
-    engine: Engine, request: SearchRequest, uploads: Mapping[Modality, Embedded], target: Target
-) -> tuple[Resolved, Hits, SearchReport]:
-    settings, index = engine.settings, engine.index
-    k = settings.default_k if request.k is None else request.k
-    if k > settings.max_k:
+def _check_sizes(engine: Engine, request: SearchRequest) -> None:
+    limit = engine.settings.max_k
+    if request.k is not None and request.k > limit:
         raise InputError(
-            f"k is {k}; wanted 1 to {settings.max_k}. Ask for fewer, or search in parts with a filter.",
+            f"k is {request.k}; wanted 1 to {limit}. Ask for fewer, or search in parts with a filter.",
             code="invalid_value",
             field="k",
-            limit=settings.max_k,
+            limit=limit,
         )
     _limit_names(engine, request.columns, "columns")
-    resolved = resolve(engine, request.query, uploads, target, request.fuse)
+
+
+def _find(
+    engine: Engine, request: SearchRequest, resolved: Resolved, target: Target
+) -> tuple[Resolved, Hits, SearchReport]:
+    """The query with the remarks of its search, what was found, and how."""
+    index = engine.index
     mask = _mask(index, request.filter)
     if mask is not None and not mask.any():
         resolved = replace(resolved, flags=(*resolved.flags, _EMPTY_FILTER))
     how: dict[str, Any] = {
         "target": target,
-        "k": k,
+        "k": engine.settings.default_k if request.k is None else request.k,
         "mask": mask,
         "exclude_rows": _excluded(index, resolved, request.exclude_arcsec),
         "order": request.order,
@@ -345,8 +353,8 @@ def quality_model(quality: Quality) -> QualityModel:
 
 def flag_models(flags: Sequence[Flag]) -> list[FlagModel]:
     """Each flag once, in order; two of one code may speak of the image and of the spectrum."""
-    unique = {(flag.code, flag.message): flag for flag in reversed(flags)}
-    return [FlagModel(code=flag.code, message=flag.message) for flag in reversed(unique.values())]
+    unique = dict.fromkeys((flag.code, flag.message) for flag in flags)
+    return [FlagModel(code=code, message=message) for code, message in unique]
 
 
 # --- the query, shown back -------------------------------------------------------------------------------------------

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from astroclip.errors import InputError
-from astroclip.types import Flag, Modality
+from astroclip.types import Flag
 from index import Estimate, Histogram, Hits, SurveyIndex, best_target, estimate, knn_histogram
 from index.head_build import BOTH
 from index.knn_conformal import LADDER, rung_of
 from index.knn_files import Pair
-from service.engine import Embedded, Engine
-from service.query import Target, resolve
+from service.query import Resolved, Target
 from service.schemas import CombineQuery, DensityModel, EstimateModel, EstimateRequest
 
 __all__ = ["by_neighbours", "density_model", "query_pair"]
@@ -20,12 +19,9 @@ __all__ = ["by_neighbours", "density_model", "query_pair"]
 FEW_NEIGHBOURS = 3.0  # n_eff below which one neighbour can decide an estimate
 
 
-def query_pair(
-    engine: Engine, request: EstimateRequest, uploads: Mapping[Modality, Embedded]
-) -> tuple[Pair | None, Target]:
+def query_pair(index: SurveyIndex, request: EstimateRequest, resolved: Resolved) -> tuple[Pair | None, Target]:
     """What the query is and where its neighbours are sought, and the latter alone. No pair for a combination, nor for
     image and spectrum that weigh differently: it is no object such as the index was calibrated with."""
-    resolved = resolve(engine, request.query, uploads, request.target or "either", request.fuse)
     if resolved.examples is not None:
         raise InputError(
             "The query combines its examples by best_score, which ranks objects and gives no distances to weigh them "
@@ -34,7 +30,7 @@ def query_pair(
             field="query.combine.strategy",
         )
     one = resolved.modality or (BOTH if len(resolved.vectors) > 1 else None)
-    best = best_target(engine.index, BOTH) if one == BOTH else resolved.modality
+    best = best_target(index, BOTH) if one == BOTH else resolved.modality
     target: Target = request.target or best or "either"  # type: ignore[assignment]
     uneven = one == BOTH and request.fuse is not None and request.fuse.image != request.fuse.spectrum
     if one is None or uneven or isinstance(request.query, CombineQuery):

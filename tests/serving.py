@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from sky import make_image, make_spectrum
 from starlette.testclient import TestClient
 from survey import build_survey
@@ -38,6 +42,24 @@ def engine(settings: Settings) -> Iterator[Engine]:
 def client(settings: Settings, engine: Engine) -> Iterator[TestClient]:
     with TestClient(make_app(settings, engine)) as client:
         yield client
+
+
+@contextmanager
+def asking(app: FastAPI, **always: Any) -> Iterator[Callable[..., dict[str, Any]]]:
+    """post(query, status, files=, **request) of /v1/estimate: the answer, or the error of a refused request."""
+    with TestClient(app) as client:
+
+        def post(query: Any = None, status: int = 200, *, files: Any = None, **request: Any) -> dict[str, Any]:
+            request = {**always, **({"query": query} if query else {}), **request}
+            if files:
+                response = client.post("/v1/estimate", files=files, data={"request": json.dumps(request)})
+            else:
+                response = client.post("/v1/estimate", json=request)
+            assert response.status_code == status, response.text
+            return response.json() if status == 200 else response.json()["error"]
+
+        post.client = client  # type: ignore[attr-defined]
+        yield post
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from index.backends import ANN, ExactBackend
 from index.backends.torch_exact import TorchBackend
 from index.examples import Examples
 from index.manifest import Manifest
-from index.planner import MeasuredSearch
+from index.planner import MeasuredSearch, Plan
 from index.recall import measure
 from index.table_search import Ask, TableSearch
 from index.vectors import VectorTable
@@ -204,6 +204,24 @@ def test_too_few_behind_the_filter_are_searched_for_more_widely(searches, table,
     assert np.all(found.rows >= 0)
 
 
+def test_coarse_codes_keep_enough_behind_a_filter_to_be_rescored(searches, table, queries, monkeypatch):
+    """Just k survivors among coarse proposals are not the k nearest: such queries are asked again, then exactly."""
+    search, asked = searches["ivf-pq"], []
+    mask = np.zeros(2 * N, bool)
+    mask[table.rows[:: max(1, N // 200)]] = True
+    allowed = mask[table.rows]
+    k = 10
+
+    def few(vectors, k, mask=None, **how):
+        return np.tile(np.flatnonzero(mask)[: 2 * k], (len(vectors), 1))  # more than k, less than k to choose from
+
+    monkeypatch.setattr(search.ann, "search", few)
+    exact = search.exact.search
+    monkeypatch.setattr(search.exact, "search", lambda q, k, mask=None: asked.append(len(q)) or exact(q, k, mask))
+    search._approximate(search.ann, queries, k, allowed, Plan("ivf-pq", 8, 100, 1.0))
+    assert sum(asked) == len(queries)
+
+
 def test_random_filters_never_leak(searches, table, queries):
     """A small run of the campaign in benchmarks/filtered_search.py: 3,000 filtered queries through every backend."""
     rng = np.random.default_rng(11)
@@ -280,6 +298,8 @@ def test_torch_in_chunks_is_torch_at_once(table, queries, monkeypatch):
 def test_a_device_that_is_not_there_is_refused(table):
     with pytest.raises(InputError, match="search with numpy"):
         TorchBackend(table, "cuda:99")
+    with pytest.raises(InputError, match="cannot be held by 'no such'"):
+        TorchBackend(table, "no such")
 
 
 def test_torch_on_a_gpu_equals_numpy(table, queries):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from parts_fixture import write_parts
-from starlette.testclient import TestClient
+from serving import asking
 from survey import image_fits, spectrum_csv
 from typer.testing import CliRunner
 
@@ -47,18 +47,7 @@ def app(settings, with_heads):
 
 @pytest.fixture(scope="module")
 def ask(app):
-    with TestClient(app) as client:
-
-        def post(query=None, status=200, *, files=None, **request):
-            request = {"method": "head", **({"query": query} if query else {}), **request}
-            if files:
-                response = client.post("/v1/estimate", files=files, data={"request": json.dumps(request)})
-            else:
-                response = client.post("/v1/estimate", json=request)
-            assert response.status_code == status, response.text
-            return response.json() if status == 200 else response.json()["error"]
-
-        post.client = client
+    with asking(app, method="head") as post:
         yield post
 
 

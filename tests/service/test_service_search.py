@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,6 +12,8 @@ import pytest
 from astropy.io.votable import parse_single_table
 from sky import make_spectrum
 from survey import CENTRE, COUNT, desi_fits, image_fits, sdss_fits, spectrum_csv
+
+from service.query import position_of
 
 ID = "sim-00000020"
 
@@ -284,3 +287,26 @@ def test_uploaded_object_of_the_index_is_left_out(client, engine, monkeypatch, s
     answer = client.post("/v1/search?modality=spectrum&k=59&target=spectrum", content=sdss_fits(spectrum)).json()
     assert ID not in ids(answer) and len(answer["hits"]) == 58
     assert "own_object_left_out" in {flag["code"] for flag in answer["trust"]["flags"]}
+
+
+def test_a_typographic_minus_is_a_minus():
+    plain = position_of("14:15:04.097", "-00:25:14.28")
+    assert position_of("14:15:04.097", "\u221200:25:14.28") == plain and plain[1] < 0
+
+
+def test_weights_whose_ratio_underflows_count_for_nothing(client):
+    positive = [{"object_id": name} for name in ids(search(client, {"object_id": "sim-00000010"}, k=2))]
+    query = {"combine": {"positive": positive, "weights": [1e308, 1e-308], "strategy": "best_score"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert search(client, query, k=3)["hits"]
+
+
+@pytest.mark.parametrize(
+    "against", [{}, {"object_id": 1}, {"object_id": "a", "modality": "both"}, {"object_id": "a", "why": 1}]
+)
+def test_what_is_wrong_with_explain_is_named(client, against):
+    response = client.post("/v1/search", json={"query": {"object_id": "sim-00000010"}, "explain": against})
+    error = response.json()["error"]
+    assert response.status_code in (400, 422) and "bool" not in error["field"] and "boolean" not in error["message"]
+    assert error["field"].startswith("explain.") and ":" not in error["field"]

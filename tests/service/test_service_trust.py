@@ -15,8 +15,9 @@ from starlette.testclient import TestClient
 from survey import COUNT, image_fits, sdss_fits
 
 import service.answer
-from astroclip.types import Image
+from astroclip.types import Flag, Image
 from index import Trust, disagreement_p
+from service.answer import flag_models
 from service.app import make_app
 from service.engine import Engine
 from service.settings import Settings
@@ -136,3 +137,9 @@ def test_a_bare_vector_is_judged_by_the_embedding(client, engine):
     trust = search(client, {"vector": vector.tolist(), "modality": "image"})
     assert set(trust["measures"]) == {"image"} and "input" not in trust["measures"]["image"]
     assert 1 / (COUNT + 1) <= trust["ood_p"] <= 1
+
+
+def test_flags_of_image_and_spectrum_with_one_code_are_both_said():
+    image, spectrum = Flag("low_snr", "The image ..."), Flag("low_snr", "The spectrum ...")
+    said = flag_models([image, spectrum, image])
+    assert [flag.message for flag in said] == ["The image ...", "The spectrum ..."]
