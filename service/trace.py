@@ -8,6 +8,7 @@ request id and without a traceback in the answer.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import secrets
 import time
@@ -36,9 +37,17 @@ def new_request_id() -> str:
 
 @dataclass
 class Trace:
-    """`request_id` and milliseconds per stage, summed over the parts of the request."""
+    """`request_id`, who asks, and milliseconds per stage, summed over the parts of the request.
+
+    caller: id of the API key, or "anonymous": whose share of the service this request is.
+    batch: it is patient, and gives way to those that are not.
+    deadline: `time.monotonic()` after which nobody waits for the answer any more.
+    """
 
     request_id: str = field(default_factory=new_request_id)
+    caller: str = "anonymous"
+    batch: bool = False
+    deadline: float = math.inf
     ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     extra_headers: dict[str, str] = field(default_factory=dict)
 
