@@ -140,7 +140,7 @@ def _modality(data: bytes, media_type: str | None, name: str | None, limits: Rea
             mend="Images are (band, y, x); spectra are tables with columns wave and flux.",
         )
     if fmt == "npy":
-        return "spectrum" if is_spectrum_shape(load_npy(content).shape) else "image"
+        return "spectrum" if is_spectrum_shape(load_npy(content, limits).shape) else "image"
     return "spectrum" if fmt == "csv" else "image"
 
 

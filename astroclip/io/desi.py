@@ -8,6 +8,7 @@ FIBERMAP names the targets.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +19,8 @@ from astroclip.io.columns import role_of
 from astroclip.io.fits import Hdu
 from astroclip.io.options import SpectrumOptions
 from astroclip.io.refusal import refusal
-from astroclip.io.spectrum import RawSpectrum, assemble_spectrum
-from astroclip.io.targets import finite_or_none, select_rows
+from astroclip.io.spectrum import RawSpectrum, assemble_spectrum, check_length
+from astroclip.io.targets import check_samples, finite_or_none, select_rows
 from astroclip.limits import ReaderLimits
 from astroclip.types import Flag, Spectrum
 
@@ -38,6 +39,7 @@ def desi_spectra(hdus: Sequence[Hdu], options: SpectrumOptions, limits: ReaderLi
     """Every wanted target: its arms laid end to end; where they overlap, their 0.8 A grids agree."""
     by_name = {h.name: h for h in hdus}
     arms = [arm for arm in ARMS if f"{arm}_FLUX" in by_name and f"{arm}_WAVELENGTH" in by_name]
+    check_length(sum(math.prod(by_name[f"{arm}_WAVELENGTH"].shape) for arm in arms), limits)  # before reading them
     wave = np.concatenate([by_name[f"{arm}_WAVELENGTH"].image().astype(np.float64) for arm in arms])
     planes = {arm: _desi_planes(by_name, arm) for arm in arms}
     shapes = {p.shape[0] for arm in arms for p in planes[arm]}
@@ -50,6 +52,7 @@ def desi_spectra(hdus: Sequence[Hdu], options: SpectrumOptions, limits: ReaderLi
         )
     identities = _desi_identities(by_name.get("FIBERMAP"), shapes.pop())
     rows = select_rows([i["object_id"] for i in identities], options, limits)
+    check_samples(len(rows) * wave.size, limits)
     spectra = []
     for row in rows:
         flux, ivar, bad = (np.concatenate([planes[arm][k][row] for arm in arms]) for k in range(3))

@@ -36,6 +36,7 @@ CARD = 80
 END = b"END".ljust(CARD)
 _BITPIX = (8, 16, 32, 64, -32, -64)
 _TFORM = re.compile(r"\s*\d*([LXBIJKAEDCMPQ])")
+MAX_TEXT = 1024  # characters of a value: CONTINUE cards can make it megabytes, which no name or unit is
 _LOCK = threading.Lock()  # `warnings.catch_warnings` changes the state of the whole process
 
 
@@ -75,6 +76,8 @@ class Header(Mapping[str, Any]):
                 raise KeyError(key)
             with _astropy(self._notes):
                 value = self._cards[key]
+            if isinstance(value, str):
+                value = value[:MAX_TEXT]
             self._parsed[key] = None if isinstance(value, Undefined) else value
         return self._parsed[key]
 
@@ -135,7 +138,8 @@ class Hdu:
         number = self.columns[name]
         form = str(self.header.get(f"TFORM{number}"))
         match = _TFORM.match(form)
-        if match is None or match[1] in "XCM":  # bits would grow eightfold in memory; nothing we read is complex
+        if match is None or match[1] in "XCM" or (match[1] == "A" and f"TDIM{number}" in self.header):
+            # Bits would grow eightfold in memory, text cut by TDIM fifty times; nothing we read is complex.
             raise _unsupported_column(name, form)
         with _astropy(self.notes):
             needed = self.hdu.columns.dtype.itemsize
@@ -241,7 +245,7 @@ def _scan_header(
     wanted = b"XTENSION=" if offset else b"SIMPLE  ="
     if len(first) == len(wanted) and first != wanted:
         raise damaged(f"with a header at byte {offset:,} that does not start with {wanted[:8].decode().strip()}")
-    used = 0
+    used = continued = 0
     while True:
         card = data[offset + used * CARD : offset + (used + 1) * CARD]
         if len(card) < CARD:
@@ -255,6 +259,16 @@ def _scan_header(
                 limit=limits.max_header_cards,
                 unit="cards",
                 mend="Remove history or unused extensions.",
+            )
+        continued = continued + 1 if card.startswith(b"CONTINUE") else 0
+        if continued > limits.max_continued_cards:
+            raise over_limit(
+                "header_value_too_long",
+                what="a FITS header value",
+                found=continued,
+                limit=limits.max_continued_cards,
+                unit="CONTINUE cards",
+                mend="Shorten it, or write it as HISTORY.",
             )
         if card == END:
             break

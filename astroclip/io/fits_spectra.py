@@ -13,8 +13,8 @@ from astroclip.io.fits import Hdu
 from astroclip.io.options import SpectrumOptions
 from astroclip.io.refusal import refusal
 from astroclip.io.sdss import is_sdss, sdss_spectrum
-from astroclip.io.spectrum import RawSpectrum, assemble_spectrum
-from astroclip.io.targets import finite_or_none, select_rows, text_or_none, without_empty
+from astroclip.io.spectrum import RawSpectrum, assemble_spectrum, check_length
+from astroclip.io.targets import check_samples, finite_or_none, select_rows, text_or_none, without_empty
 from astroclip.limits import ReaderLimits
 from astroclip.types import Spectrum
 
@@ -40,6 +40,7 @@ def spectra_from_fits(hdus: Sequence[Hdu], options: SpectrumOptions, limits: Rea
         return without_empty(_table(table, hdus[0], options, limits), options)
     line = _line_hdu(hdus)
     if line is not None:
+        check_length(max(line.shape), limits)  # before its axis is laid out
         return [assemble_spectrum(_line(line), options, limits)]
     raise refusal(
         "not_a_spectrum",
@@ -70,6 +71,7 @@ def _table(hdu: Hdu, primary: Hdu, options: SpectrumOptions, limits: ReaderLimit
     roles = {role: role_of(names, role) for role in ("wave", "flux", "ivar", "error", "variance", "mask")}
     wave_name, flux_name = roles["wave"], roles["flux"]
     assert wave_name and flux_name  # _table_hdu found them
+    check_length(hdu.shape[0], limits, "rows")  # a row is a sample or an object; either way before it is read
     columns = {role: hdu.read(name) for role, name in roles.items() if name}
     if any(c.dtype.kind not in "fiub" for c in columns.values()):
         raise refusal(
@@ -82,6 +84,7 @@ def _table(hdu: Hdu, primary: Hdu, options: SpectrumOptions, limits: ReaderLimit
     count = columns["flux"].shape[0] if vectors else 1
     ids = _table_ids(hdu, primary, count, vectors)
     rows = select_rows(ids, options, limits)
+    check_samples(len(rows) * columns["flux"].shape[-1], limits)
     shared: dict[str, Any] = {
         "wave_unit": _unit(hdu, wave_name) or implied_unit(wave_name),
         "flux_unit": _unit(hdu, flux_name) or text_or_none(primary.header.get("BUNIT")),

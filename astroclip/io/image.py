@@ -49,15 +49,19 @@ class RawImage:
     flags: tuple[Flag, ...] = ()
 
 
-def check_size(shape: tuple[int, ...], limits: ReaderLimits) -> None:
-    """(B, H, W) against the limits, before pixels are touched; LimitError or InputError `image_too_small`."""
+def check_size(shape: tuple[int, ...], limits: ReaderLimits, most: int | None = None) -> None:
+    """(B, H, W) against the limits, before pixels are touched; LimitError or InputError `image_too_small`.
+
+    most: pixels of a plane, where not `max_image_pixels`.
+    """
     planes, height, width = shape
-    if height * width > limits.max_image_pixels:
+    most = most or limits.max_image_pixels
+    if height * width > most:
         raise over_limit(
             "image_too_large",
             what=f"an image of {width} x {height}, a size",
             found=height * width,
-            limit=limits.max_image_pixels,
+            limit=most,
             unit="pixels",
             mend="Cut out the galaxy (the models look at 25 arcsec).",
         )

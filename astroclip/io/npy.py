@@ -20,7 +20,7 @@ from astroclip.io.options import ImageOptions, SpectrumOptions
 from astroclip.io.pictures import image_from_colours
 from astroclip.io.refusal import over_limit, refusal
 from astroclip.io.spectrum import RawSpectrum, assemble_spectrum
-from astroclip.limits import ReaderLimits
+from astroclip.limits import DEFAULT_LIMITS, ReaderLimits
 from astroclip.types import Flag, Image, Spectrum
 
 __all__ = ["images_from_npy", "is_spectrum_shape", "load_npy", "spectrum_from_npy"]
@@ -28,14 +28,16 @@ __all__ = ["images_from_npy", "is_spectrum_shape", "load_npy", "spectrum_from_np
 _HEADERS = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
 _KINDS = "fiu"
 
+# numpy warns of headers written by Python 2. For good, not by `catch_warnings`: readers run in threads, and it swaps
+# the state of the whole process.
+warnings.filterwarnings("ignore", message="Reading `.npy` or `.npz` file required additional header parsing")
 
-def load_npy(data: bytes) -> npt.NDArray[Any]:
+
+def load_npy(data: bytes, limits: ReaderLimits = DEFAULT_LIMITS) -> npt.NDArray[Any]:
     """The array, as a view of `data`. Raises InputError (`damaged_npy`, `object_array`, `truncated_npy`)."""
     stream = BytesIO(data)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            shape, fortran, dtype = _HEADERS[npy_format.read_magic(stream)](stream, max_header_size=4096)
+        shape, fortran, dtype = _HEADERS[npy_format.read_magic(stream)](stream, max_header_size=limits.max_npy_header)
     except Exception as error:  # numpy's header parser raises many kinds for damaged text
         raise refusal(
             "damaged_npy",
@@ -73,7 +75,7 @@ def is_spectrum_shape(shape: tuple[int, ...]) -> bool:
 def images_from_npy(data: bytes, options: ImageOptions, limits: ReaderLimits) -> list[Image]:
     """(3, H, W), (H, W, 3), or (N, ...) of either; floats in nanomaggies per pixel, uint8 a display
     picture."""
-    array = load_npy(data)
+    array = load_npy(data, limits)
     if array.ndim == 4 and len(array) > limits.max_targets:
         raise over_limit(
             "too_many_targets",
@@ -112,7 +114,7 @@ def _image(pixels: npt.NDArray[Any], options: ImageOptions, limits: ReaderLimits
 
 def spectrum_from_npy(data: bytes, options: SpectrumOptions, limits: ReaderLimits) -> Spectrum:
     """Columns (or rows) wave, flux[, ivar[, mask]]."""
-    array = load_npy(data)
+    array = load_npy(data, limits)
     if not is_spectrum_shape(array.shape):
         raise refusal(
             "not_a_spectrum",

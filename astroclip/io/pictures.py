@@ -23,6 +23,7 @@ from PIL import Image as Pillow
 
 from astroclip.io.image import DEFAULT_BANDS, LEGACY_SCALE_ARCSEC, RawImage, assemble_image, check_size
 from astroclip.io.options import ImageOptions
+from astroclip.io.pieces import check_pieces
 from astroclip.io.refusal import refusal
 from astroclip.limits import ReaderLimits
 from astroclip.types import Flag, Image
@@ -31,29 +32,32 @@ __all__ = ["colours_to_nanomaggies", "image_from_colours", "image_from_picture",
 
 SCALES = np.array([2.2, 3.4, 6.0])  # of z, r, g: the order of the colour planes
 M, Q = 0.03, 20.0
+ROWS = 64  # of a picture turned into fluxes at a time: double precision of all at once would be 24 bytes a colour
 SATURATED = 254  # of 255: the viewer clips here, and JPEG rounds
+
+
+# Pillow warns of odd metadata, and of sizes that `check_size` judges. For good, not by `catch_warnings`: readers run in
+# threads, and it swaps the state of the whole process.
+warnings.filterwarnings("ignore", module=r"PIL\b")
 
 
 def image_from_picture(data: bytes, options: ImageOptions, limits: ReaderLimits) -> Image:
     """Decode a PNG or JPEG. Raises InputError (`damaged_picture`, `not_rgb`, ...) and LimitError
-    (`image_too_large`)."""
+    (`image_too_large`, `picture_too_complex`)."""
+    check_pieces(data, limits)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # Pillow warns of odd metadata; the size check below replaces its bomb warning
-            with Pillow.open(BytesIO(data), formats=("PNG", "JPEG")) as picture:
-                width, height = picture.size
-                check_size((3, height, width), limits)
-                mode = picture.mode
-                if mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
-                    raise refusal(
-                        "not_rgb",
-                        found=f"a picture of mode {mode}",
-                        wanted="a colour picture (z red, r green, g blue)",
-                        mend="Single bands go as FITS or .npy.",
-                    )
-                colours = np.asarray(picture.convert("RGB"))
+        with Pillow.open(BytesIO(data), formats=("PNG", "JPEG")) as picture:
+            width, height = picture.size
+            check_size((3, height, width), limits, limits.max_picture_pixels)
+            mode = picture.mode
+            if mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
+                raise refusal(
+                    "not_rgb",
+                    found=f"a picture of mode {mode}",
+                    wanted="a colour picture (z red, r green, g blue)",
+                    mend="Single bands go as FITS or .npy.",
+                )
+            colours = np.asarray(picture.convert("RGB"))
     except (
         OSError,
         ValueError,
@@ -96,8 +100,11 @@ def image_from_colours(colours: npt.NDArray[np.uint8], options: ImageOptions, li
         share = 100.0 * float(saturated.mean())
         flags.append(Flag("saturated", f"{share:.2g} % of the pixels are saturated; their fluxes are lower limits."))
     area = (scale / LEGACY_SCALE_ARCSEC) ** 2
-    pixels = colours_to_nanomaggies(colours / 255.0) * area
-    raw = RawImage(np.moveaxis(pixels, -1, 0)[::-1], DEFAULT_BANDS, scale, calibrated=False, flags=tuple(flags))
+    pixels = np.empty((3, *colours.shape[:2]), np.float32)
+    for first in range(0, len(colours), ROWS):
+        values = colours_to_nanomaggies(colours[first : first + ROWS] / 255.0) * area
+        pixels[:, first : first + ROWS] = np.moveaxis(values, -1, 0)[::-1]
+    raw = RawImage(pixels, DEFAULT_BANDS, scale, calibrated=False, flags=tuple(flags))
     return assemble_image(raw, limits)
 
 

@@ -19,7 +19,7 @@ from astroclip.io.units import air_to_vacuum, flux_to_flam, guess_wave_unit, is_
 from astroclip.limits import DEFAULT_LIMITS, ReaderLimits
 from astroclip.types import Flag, Quality, Spectrum
 
-__all__ = ["RawSpectrum", "assemble_spectrum", "estimate_ivar"]
+__all__ = ["RawSpectrum", "assemble_spectrum", "check_length", "estimate_ivar"]
 
 FloatArray = npt.NDArray[np.float64]
 Array = npt.NDArray[Any]
@@ -96,7 +96,7 @@ def assemble_spectrum(
         )
     flux, ivar = np.where(bad, 0.0, flux), np.where(bad, 0.0, ivar)
     wave, flux, ivar, bad = _increasing(wave, flux, ivar, bad, raw, flags)
-    _check_length(wave.size, limits, "different wavelengths")
+    _check_not_short(wave.size, limits, "different wavelengths")
     return _finish(wave, flux, ivar, bad, raw, flags)
 
 
@@ -115,16 +115,8 @@ def _columns(
                 mend="Write one row for each wavelength.",
                 field=name,
             )
-    if n > limits.max_spectrum_pixels:
-        raise over_limit(
-            "spectrum_too_long",
-            what="a spectrum",
-            found=n,
-            limit=limits.max_spectrum_pixels,
-            unit="samples",
-            mend="Rebin it; the models resolve about 2 A.",
-        )
-    _check_length(n, limits)
+    check_length(n, limits)
+    _check_not_short(n, limits)
     wave, flux = (np.asarray(a, dtype=np.float64).reshape(n) for a in (raw.wave, raw.flux))
     bad = np.zeros(n, dtype=bool)
     if raw.bad is not None:
@@ -140,7 +132,20 @@ def _columns(
     return wave, flux, ivar, bad
 
 
-def _check_length(n: int, limits: ReaderLimits, what: str = "samples") -> None:
+def check_length(n: int, limits: ReaderLimits, unit: str = "samples") -> None:
+    """Refuse a spectrum of more than the limit, from its announced length where there is one. Raises LimitError."""
+    if n > limits.max_spectrum_pixels:
+        raise over_limit(
+            "spectrum_too_long",
+            what="a spectrum",
+            found=n,
+            limit=limits.max_spectrum_pixels,
+            unit=unit,
+            mend="Rebin it; the models resolve about 2 A.",
+        )
+
+
+def _check_not_short(n: int, limits: ReaderLimits, what: str = "samples") -> None:
     if n < limits.min_spectrum_pixels:
         raise refusal(
             "spectrum_too_short",

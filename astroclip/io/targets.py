@@ -13,7 +13,7 @@ from astroclip.io.refusal import over_limit, refusal
 from astroclip.limits import ReaderLimits
 from astroclip.types import Flag, Spectrum
 
-__all__ = ["finite_or_none", "select_rows", "text_or_none", "without_empty"]
+__all__ = ["check_samples", "finite_or_none", "select_rows", "text_or_none", "without_empty"]
 
 
 def select_rows(ids: Sequence[str | None], options: SpectrumOptions, limits: ReaderLimits) -> list[int]:
@@ -42,6 +42,19 @@ def select_rows(ids: Sequence[str | None], options: SpectrumOptions, limits: Rea
             mend="Name one with `target`, or run `astroclip embed` on the file.",
         )
     return list(range(len(ids)))
+
+
+def check_samples(samples: int, limits: ReaderLimits) -> None:
+    """Refuse a file whose wanted objects hold more samples in all than one request should. Raises LimitError."""
+    if samples > limits.max_file_samples:
+        raise over_limit(
+            "too_many_samples",
+            what="a file",
+            found=samples,
+            limit=limits.max_file_samples,
+            unit="samples in all its spectra",
+            mend="Split it, or name one object with `target`.",
+        )
 
 
 def without_empty(spectra: list[Spectrum], options: SpectrumOptions) -> list[Spectrum]:

@@ -30,6 +30,9 @@ __all__ = ["header_names", "spectrum_from_text"]
 
 _MISSING = {"", "nan", "null", "none", "--", "na", "n/a", "inf", "-inf", "+inf"}
 _TRUE = {"true": "1", "false": "0", "t": "1", "f": "0"}
+_LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # of str.splitlines
+_COMMENT_CHARS = 512  # of a comment that are searched for units; white space is one blank in them
+_STATEMENTS, _WORDS = 16, 8  # comments that seem to state one unit, and words of one, that are tried as units
 _ORDER = ("wave", "flux", "ivar", "mask")
 _ECSV = re.compile(r"\{\s*name:\s*([^,}]+?)\s*,\s*(?:unit:\s*([^,}]+?)\s*,)?")
 
@@ -82,6 +85,16 @@ def spectrum_from_text(data: bytes, options: SpectrumOptions, limits: ReaderLimi
 
 def _lines(text: str, limits: ReaderLimits) -> tuple[list[str], list[tuple[int, str]]]:
     """(comment lines without their mark, [(line number, data line)]), sizes checked."""
+    found = 1 + sum(text.count(mark) for mark in _LINE_ENDS)
+    if found > limits.max_text_lines:
+        raise over_limit(
+            "too_many_lines",
+            what="a table",
+            found=found,
+            limit=limits.max_text_lines,
+            unit="lines",
+            mend="Leave out blank lines and comments, or rebin the spectrum; the models resolve about 2 A.",
+        )
     comments: list[str] = []
     rows: list[tuple[int, str]] = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -96,7 +109,16 @@ def _lines(text: str, limits: ReaderLimits) -> tuple[list[str], list[tuple[int, 
             )
         stripped = line.strip()
         if stripped.startswith(("#", "%", "//")):
-            comments.append(stripped.lstrip("#%/ ").strip())
+            comments.append(" ".join(stripped[:_COMMENT_CHARS].lstrip("#%/ ").split()))
+            if len(comments) > limits.max_text_comments:
+                raise over_limit(
+                    "too_many_comments",
+                    what="a table",
+                    found=len(comments),
+                    limit=limits.max_text_comments,
+                    unit="comment lines",
+                    mend="Keep those that state units.",
+                )
         elif stripped:
             rows.append((number, stripped))
             if len(rows) > limits.max_spectrum_pixels + 1:
@@ -205,14 +227,18 @@ def _comment_units(comments: list[str]) -> dict[str, str]:
     """{"wave": unit, "flux": unit} from comments such as "wavelength unit: nm, air" or "flux in
     erg/s/cm2/A"."""
     found: dict[str, str] = {}
+    tried = dict.fromkeys(("wave", "flux"), 0)
     for comment in comments:
         match = _STATED.match(comment)
         if not match:
             continue
         role = "flux" if match[1].lower().startswith("flux") else "wave"
+        tried[role] += 1
+        if role in found or tried[role] > _STATEMENTS:
+            continue
         value = match[2].strip()
         if role == "wave":
-            value = next((w for w in re.split(r"[\s,;()]+", value) if is_wave_unit(w)), "")
+            value = next((w for w in re.split(r"[\s,;()]+", value)[:_WORDS] if is_wave_unit(w)), "")
         if value:
             found.setdefault(role, value)
     return found
