@@ -43,7 +43,7 @@ class Batcher(Generic[Item, Result]):
     work(group, items) gives one result an item, in order; a result that is an exception fails its item alone.
     max_batch: items of one call. max_waiting: items that may wait; more are refused (OverloadError).
     max_failures: batches in a row without any success after which `problem` speaks; stuck_after_s: likewise for one
-    batch that does not end.
+    batch that does not end. prepare: run in each thread before its first batch.
     """
 
     def __init__(
@@ -58,8 +58,9 @@ class Batcher(Generic[Item, Result]):
         window_s: float = 0.0,
         max_failures: int = 3,
         stuck_after_s: float = 60.0,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
-        self.name, self._work, self._metrics = name, work, metrics
+        self.name, self._work, self._prepare, self._metrics = name, work, prepare, metrics
         self.max_batch, self.max_waiting, self.window_s = max_batch, max_waiting, window_s
         self.max_failures, self.stuck_after_s = max_failures, stuck_after_s
         self._waiting: Waiting[_Job] = Waiting()
@@ -169,6 +170,7 @@ class Batcher(Generic[Item, Result]):
         """The thread: its loop, started again whatever threw it out."""
         while not self._closed:
             try:
+                self._prepare()
                 while jobs := self._next():
                     self._do(number, jobs)
                 return
