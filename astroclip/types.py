@@ -98,6 +98,11 @@ class Image:
         if len(self.bands) != self.pixels.shape[0]:
             raise ValueError(f"{len(self.bands)} band names for {self.pixels.shape[0]} planes")
 
+    def without_data(self) -> Image:
+        """All but the pixels: an image of no size that holds no memory."""
+        none = np.zeros((len(self.bands), 0, 0), np.float32)
+        return replace(self, pixels=none, mask=none.astype(bool))
+
 
 @dataclass(frozen=True)
 class Spectrum:
@@ -125,6 +130,11 @@ class Spectrum:
         shape = self.wave.shape
         if len(shape) != 1 or any(a.shape != shape for a in (self.flux, self.ivar, self.mask)):
             raise ValueError("wave, flux, ivar and mask must be one-dimensional and of one length")
+
+    def without_data(self) -> Spectrum:
+        """All but the samples: a spectrum of no length that holds no memory."""
+        none = np.zeros(0, np.float32)
+        return replace(self, wave=np.zeros(0), flux=none, ivar=none, mask=none.astype(bool))
 
 
 @dataclass(frozen=True)

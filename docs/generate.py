@@ -13,7 +13,7 @@ import ast
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
@@ -52,6 +52,8 @@ def settings() -> str:
         default = field.default
         if isinstance(default, Path):
             default = default.relative_to(ROOT)
+        if is_dataclass(default):
+            default = "as below"
         rows.append((f"`{prefix}{name.upper()}`", f"`{default}`", field.description))
     return table(("variable", "default", "what it does, and why this default"), rows)
 
@@ -64,8 +66,19 @@ def reader_limits() -> str:
     for field in fields(ReaderLimits):
         upload, local = (getattr(limits, field.name) for limits in (DEFAULT_LIMITS, LOCAL_LIMITS))
         second = "same" if local == upload else f"{local:,}"
-        rows.append((f"`{field.name}`", f"{upload:,}", second, reasons[field.name]))
-    return table(("limit", "uploads", "command line", "what it bounds, and why"), rows)
+        rows.append((f"`ASTROCLIP_READER__{field.name.upper()}`", f"{upload:,}", second, reasons[field.name]))
+    return table(("variable", "uploads", "command line", "what it bounds, and why"), rows)
+
+
+def filter_limits() -> str:
+    from index.filters import FilterLimits
+
+    reasons = docstring_items(FilterLimits.__doc__ or "")
+    rows = [
+        (f"`ASTROCLIP_FILTER__{field.name.upper()}`", f"{field.default:,}", reasons[field.name])
+        for field in fields(FilterLimits)
+    ]
+    return table(("variable", "default", "what it bounds, and why"), rows)
 
 
 def docstring_items(text: str) -> dict[str, str]:
@@ -183,6 +196,7 @@ def constant(node: ast.expr | None, default: str | None) -> str | None:
 TABLES: dict[str, Callable[[], str]] = {
     "settings": settings,
     "reader-limits": reader_limits,
+    "filter-limits": filter_limits,
     "calls": calls,
     "error-codes": error_codes,
     "flags": flags,

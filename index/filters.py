@@ -19,7 +19,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,13 +32,38 @@ from astroclip.errors import InputError, LimitError
 from index.catalog import Catalog
 from index.sky import check_position, healpix, unit_vectors
 
-__all__ = ["MAX_CELLS", "MAX_DEPTH", "MAX_TERMS", "MAX_VALUES", "Predicate", "parse_filter"]
+__all__ = ["DEFAULT_FILTER_LIMITS", "FilterLimits", "Predicate", "parse_filter"]
 
-MAX_DEPTH = 8  # nested and/or/not: more is generated, not written
-MAX_TERMS = 64  # conditions of one filter: each costs a pass over the catalogue
-MAX_VALUES = 10_000  # values of one "in"; vertices of one polygon
-MAX_CELLS = 1_000_000  # cells of one MOC, ranges counted whole
 _MAX_ORDER = 29
+_WORD = re.compile(r"[^\s,]+")  # of a MOC
+
+
+@dataclass(frozen=True)
+class FilterLimits:
+    """Upper bounds of one filter, whatever its parts.
+
+    max_depth:      and, or, not inside one another: more is generated, not written.
+    max_terms:      conditions and the and, or, not that join them: each costs a pass over the catalogue.
+    max_values:     values in all lists of "in": names of a survey's classes or of a sample's objects.
+    max_vertices:   vertices of all polygons: each costs a pass over the rows, 5 ms for a million; an outline with more
+                    is a MOC.
+    max_cells:      cells (or ranges of cells) of all MOCs: the footprint of a survey at 3 arcmin has some 100,000, and
+                    as many are parsed in 0.3 s.
+    """
+
+    max_depth: int = 8
+    max_terms: int = 64
+    max_values: int = 10_000
+    max_vertices: int = 1_000
+    max_cells: int = 250_000
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not 0 < getattr(self, field.name) < 2**53:
+                raise ValueError(f"{field.name} is {getattr(self, field.name)}; wanted a number above zero")
+
+
+DEFAULT_FILTER_LIMITS = FilterLimits()
 
 Mask = npt.NDArray[np.bool_]
 
@@ -145,11 +171,16 @@ class Polygon:
         frame[0] = centre / norm
         x, y, front = _gnomonic(unit_vectors(catalog.values("ra"), catalog.values("dec")), frame)
         px, py, _ = _gnomonic(vertices, frame)
-        inside = np.zeros(len(x), bool)
+        known = np.flatnonzero(front)
+        order = known[np.argsort(y[known])]
+        x, y, odd = x[order], y[order], np.zeros(len(order), bool)
         for x1, y1, x2, y2 in zip(px, py, np.roll(px, -1), np.roll(py, -1), strict=True):
-            if y1 != y2:
-                inside ^= ((y1 > y) != (y2 > y)) & (x < x1 + (y - y1) * (x2 - x1) / (y2 - y1))
-        return inside & front
+            if y1 != y2:  # only the rows at the heights of this side
+                side = slice(*np.searchsorted(y, sorted((y1, y2)), side="left"))
+                odd[side] ^= x[side] < x1 + (y[side] - y1) * (x2 - x1) / (y2 - y1)
+        inside = np.zeros(len(catalog), bool)
+        inside[order[odd]] = True
+        return inside
 
 
 @dataclass(frozen=True)
@@ -172,24 +203,33 @@ class Moc:
         return out
 
 
-def parse_filter(expression: object) -> Predicate:
+def parse_filter(expression: object, limits: FilterLimits = DEFAULT_FILTER_LIMITS) -> Predicate:
     """A predicate from decoded JSON. Raises InputError (code "bad_filter") or LimitError."""
-    return _Parser().parse(expression, 1)
+    return _Parser(limits).parse(expression, 1)
 
 
 class _Parser:
-    def __init__(self) -> None:
-        self._terms = 0
+    """counts: what the filter holds so far, by limit."""
+
+    def __init__(self, limits: FilterLimits) -> None:
+        self._limits = limits
+        self._counts = dict.fromkeys(("max_terms", "max_values", "max_vertices", "max_cells"), 0)
+
+    def _count(self, limit: str, more: int, what: str) -> None:
+        self._counts[limit] += more
+        most = getattr(self._limits, limit)
+        if self._counts[limit] > most:
+            raise _limit(f"a filter of {self._counts[limit]} {what}" if more > 1 else f"more {what}", most)
 
     def parse(self, node: object, depth: int) -> Predicate:
-        if depth > MAX_DEPTH:
-            raise _limit(f"a filter nested deeper than {MAX_DEPTH}", MAX_DEPTH)
-        self._terms += 1
-        if self._terms > MAX_TERMS:
-            raise _limit(f"a filter of more than {MAX_TERMS} terms", MAX_TERMS)
+        if depth > self._limits.max_depth:
+            raise _limit(f"a filter nested deeper than {self._limits.max_depth}", self._limits.max_depth)
+        self._count("max_terms", 1, "terms")
         if not isinstance(node, Mapping) or not node:
             raise _bad(f"{_short(node)} in a filter", 'an object such as {"column": "redshift", "range": [0.1, 0.3]}')
         if "column" in node:
+            if _is_list(node.get("in")):
+                self._count("max_values", len(node["in"]), "values in lists")
             return _column(node)
         if len(node) != 1:
             raise _bad(f"a filter with the keys {sorted(map(str, node))[:6]}", 'one of them; join several by "and"')
@@ -206,6 +246,12 @@ class _Parser:
             return Not(self.parse(body, depth + 1))
         if key not in _REGIONS:
             raise _bad(f"the filter {_short(key)}", f"one of and, or, not, column, {', '.join(_REGIONS)}")
+        if key == "polygon" and _is_list(body):
+            self._count("max_vertices", len(body), "vertices of polygons")
+        if key == "moc":
+            words = islice(_WORD.finditer(body), self._limits.max_cells + 1) if isinstance(body, str) else ()
+            lists = body.values() if isinstance(body, Mapping) else ()
+            self._count("max_cells", sum(1 for _ in words) + sum(map(_size, lists)), "cells of MOCs")
         return _REGIONS[key](body)
 
 
@@ -257,8 +303,6 @@ def _column(node: Mapping[str, Any]) -> Predicate:
     values = node["in"]
     if not _is_list(values) or not values:
         raise _bad(f'"in" of {_short(values)}', "a list of at least one value", "in")
-    if len(values) > MAX_VALUES:
-        raise _limit(f"{len(values)} values in one list", MAX_VALUES)
     if not (all(isinstance(v, str) for v in values) or all(isinstance(v, bool) or _is_number(v) for v in values)):
         raise _bad(f'"in" of {_short(values)}', "all strings, or all numbers", "in")
     return In(name, tuple(values))
@@ -290,8 +334,6 @@ def _box(body: object) -> Predicate:
 def _polygon(body: Any) -> Predicate:
     if not _is_list(body) or len(body) < 3 or not all(_is_pair(vertex) for vertex in body):
         raise _bad(f"the polygon {_short(body)}", "a list of at least three [ra, dec] in degrees", "polygon")
-    if len(body) > MAX_VALUES:
-        raise _limit(f"{len(body)} vertices of a polygon", MAX_VALUES)
     vertices = [check_position(float(ra), float(dec)) for ra, dec in body]
     return Polygon(tuple(ra for ra, _ in vertices), tuple(dec for _, dec in vertices))
 
@@ -315,8 +357,6 @@ def _moc(body: object) -> Predicate:
             cells += [(int(key), pixel, pixel) for pixel in pixels]
     if not cells:
         raise _bad(f"the MOC {_short(body)}", 'cells, as "5/8-10 6/44" or {"5": [8, 9, 10]}', "moc")
-    if len(cells) > MAX_CELLS:
-        raise _limit(f"{len(cells)} ranges of a MOC", MAX_CELLS)
     for order, first, last in cells:
         if not (0 <= order <= _MAX_ORDER and 0 <= first <= last < 12 * 4**order):
             raise _bad(
@@ -339,6 +379,10 @@ def _numbers(body: object, keys: Sequence[str], what: str) -> list[float]:
     if not isinstance(body, Mapping) or set(body) != set(keys) or not all(_is_number(body[key]) for key in keys):
         raise _bad(f"the {what} {_short(body)}", f"the numbers {', '.join(keys)}", what)
     return [float(body[key]) for key in keys]
+
+
+def _size(value: object) -> int:
+    return len(value) if isinstance(value, Sequence) else 0
 
 
 def _is_list(value: object) -> bool:

@@ -33,6 +33,7 @@ from index import (
     neighbours_wanted,
     own_statistics,
 )
+from index.filters import FilterLimits, parse_filter
 from index.previews import colour_jpeg
 from service.engine import Embedded, Engine
 from service.neighbours import by_neighbours, density_model, query_pair
@@ -155,7 +156,7 @@ def _find(
 ) -> Searching[tuple[Resolved, Hits, SearchReport]]:
     """The query with the remarks of its search, what was found, and how."""
     index = engine.index
-    mask = filter_mask(index, request.filter)
+    mask = filter_mask(index, request.filter, engine.settings.filter)
     if mask is not None and not mask.any():
         resolved = replace(resolved, flags=(*resolved.flags, _EMPTY_FILTER))
     how: How = {
@@ -174,14 +175,14 @@ def _find(
     return resolved, hits, report
 
 
-def filter_mask(index: SurveyIndex, expression: dict[str, Any] | None) -> npt.NDArray[np.bool_] | None:
+def filter_mask(
+    index: SurveyIndex, expression: dict[str, Any] | None, limits: FilterLimits
+) -> npt.NDArray[np.bool_] | None:
     """(N,) bool over rows, None without a filter. Raises InputError."""
     if expression is None:
         return None
-    from index.filters import parse_filter
-
     with _unknown_is_unusable("filter"):
-        return parse_filter(expression).mask(index.catalog)
+        return parse_filter(expression, limits).mask(index.catalog)
 
 
 def _excluded(index: SurveyIndex, resolved: Resolved, exclude_arcsec: float | None) -> npt.NDArray[np.int64]:

@@ -10,6 +10,7 @@ knows HTTP; failures are the exceptions of `astroclip.errors`.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -54,9 +55,11 @@ Vector = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Prepared:
-    """One object of an upload: as read (`item`) and on the model's grid, or why that failed.
+    """One object of an upload: what was read of it but its arrays (`item`), and the object on the model's grid, or
+    why that failed.
 
-    name: of the file it came from, where there is one.
+    name: of the file it came from, where there is one. upload: the file. The arrays are let go of, since 64 pictures of
+    100 kB can hold gigabytes of them.
     """
 
     modality: Modality
@@ -64,6 +67,7 @@ class Prepared:
     item: Image | Spectrum | None = None
     grid: GridImage | GridSpectrum | None = None
     error: AstroClipError | None = None
+    upload: Upload | None = None
 
 
 @dataclass(frozen=True)
@@ -151,21 +155,30 @@ class Engine:
         try:
             if modality == "image":
                 items: Sequence[Image | Spectrum] = read_images(
-                    upload.data, media_type=upload.media_type, name=upload.name, options=options.image
+                    upload.data,
+                    media_type=upload.media_type,
+                    name=upload.name,
+                    limits=self.settings.reader,
+                    options=options.image,
                 )
             else:
                 items = read_spectra(
-                    upload.data, media_type=upload.media_type, name=upload.name, options=options.spectrum
+                    upload.data,
+                    media_type=upload.media_type,
+                    name=upload.name,
+                    limits=self.settings.reader,
+                    options=options.spectrum,
                 )
         except AstroClipError as error:
             return [Prepared(modality, upload.name, error=error)]
-        return [self._prepare_item(item, modality, upload.name) for item in items]
+        return [self._prepare_item(item, modality, upload) for item in items]
 
-    def _prepare_item(self, item: Image | Spectrum, modality: Modality, name: str | None) -> Prepared:
+    def _prepare_item(self, item: Image | Spectrum, modality: Modality, upload: Upload) -> Prepared:
         try:
-            return Prepared(modality, name, item, self.embedder.prepare(item))
+            grid = self.embedder.prepare(item)
         except AstroClipError as error:
-            return Prepared(modality, name, item, error=error)
+            return Prepared(modality, upload.name, item.without_data(), error=error, upload=upload)
+        return Prepared(modality, upload.name, item.without_data(), grid, upload=upload)
 
     async def embed(self, prepared: Sequence[Prepared], trace: Trace) -> list[Embedded]:
         """Vectors of what could be prepared (one modality a call), in order; errors are passed on in their place.
@@ -180,7 +193,16 @@ class Engine:
             vector, error = next(vectors) if p.grid is not None else None, p.error
             if isinstance(vector, OverloadError | NotReadyError):
                 raise vector
-            if isinstance(vector, BaseException) or (vector is not None and not np.all(np.isfinite(vector))):
+            if isinstance(vector, BaseException):
+                vector, error = None, _no_vector(p)
+            elif vector is not None and not np.all(np.isfinite(vector)):
+                self.workers.metrics.failure("inference", "non_finite")
+                log.error(
+                    "request %s: the model's output for a %s is not finite; sha256 of the input %s",
+                    trace.request_id,
+                    p.modality,
+                    hashlib.sha256(p.upload.data if p.upload else b"").hexdigest(),
+                )
                 vector, error = None, _no_vector(p)
             out.append(Embedded(p, vector, error))
         return out

@@ -75,7 +75,7 @@ class Metrics:
         self._queue.labels(worker).set_function(waiting)
 
     def failure(self, worker: str, what: str) -> None:
-        """what: batch, item or restart."""
+        """what: batch, item, restart or non_finite."""
         self._failures.labels(worker, what).inc()
 
     def judged(self, modality: str, flagged: bool) -> None:

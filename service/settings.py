@@ -2,7 +2,7 @@
 
 Every limit has a default, and its reason stands in the field's description, which is also what the
 documentation prints. Sizes are bytes, times are seconds, angles say their unit in their name.
-Limits of the file formats themselves (HDUs, pixels, decompression ratio ...) are `astroclip.limits`.
+Limits of the file formats (HDUs, pixels, decompression ratio ...) and of filters are fields with fields of their own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from astroclip.limits import DEFAULT_LIMITS, ReaderLimits
+from index.filters import DEFAULT_FILTER_LIMITS, FilterLimits
+
 __all__ = ["DEMO_INDEX", "DEMO_MODEL", "Settings"]
 
 DEMO_MODEL = Path(__file__).parent / "demo" / "model"
@@ -22,7 +25,13 @@ DEMO_INDEX = Path(__file__).parent / "demo" / "index"
 class Settings(BaseSettings):
     """What an operator may turn; see each field for the default and its reason."""
 
-    model_config = SettingsConfigDict(env_prefix="ASTROCLIP_", frozen=True, extra="ignore", protected_namespaces=())
+    model_config = SettingsConfigDict(
+        env_prefix="ASTROCLIP_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="ignore",
+        protected_namespaces=(),
+    )
 
     index_dir: Path = Field(
         default=DEMO_INDEX, description="Index to serve; the default is the demo index shipped here."
@@ -190,4 +199,16 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes any that is free.")
     log_level: str = Field(
         default="info", description="How much uvicorn says: critical, error, warning, info or debug."
+    )
+
+    # What one file and one filter may hold.
+    reader: ReaderLimits = Field(
+        default=DEFAULT_LIMITS,
+        description="Limits of the file formats, each by its name (`ASTROCLIP_READER__MAX_HDUS`); see the table of "
+        "reader limits.",
+    )
+    filter: FilterLimits = Field(
+        default=DEFAULT_FILTER_LIMITS,
+        description="Limits of a filter, each by its name (`ASTROCLIP_FILTER__MAX_TERMS`); see the table of filter "
+        "limits.",
     )

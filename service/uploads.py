@@ -24,6 +24,7 @@ from starlette.requests import Request
 
 from astroclip.errors import InputError, LimitError, MediaTypeError
 from astroclip.io import ImageOptions, SpectrumOptions, detect_modality
+from astroclip.limits import ReaderLimits
 from astroclip.types import MODALITIES, Modality
 from service.errors import MalformedRequest, validation_error
 from service.schemas import SearchRequest
@@ -136,6 +137,13 @@ def parse_json(body: bytes, kind: type[M]) -> M:
     try:
         raw = from_json(body, allow_inf_nan=True)
     except ValueError as error:
+        if "recursion limit" in str(error):
+            raise MalformedRequest(
+                "The JSON is nested more than 200 deep. Write combine and filter flatter; /v1/info says how deep each "
+                "may be.",
+                code="nested_too_deeply",
+                limit=200,
+            ) from None
         message = f"The body is not JSON ({error}). /docs shows the form wanted."
         raise MalformedRequest(message, code="bad_json") from None
     return _validated(raw, kind)
@@ -234,7 +242,8 @@ def _from_parameters(request: Request, kind: type[M]) -> M:
 def _modality(request: Request, upload: Upload) -> Modality:
     said = request.query_params.get("modality")
     if said is None:
-        return detect_modality(upload.data, media_type=upload.media_type)
+        limits: ReaderLimits = request.app.state.settings.reader
+        return detect_modality(upload.data, media_type=upload.media_type, limits=limits)
     modality = next((m for m in MODALITIES if m == said), None)
     if modality is None:
         message = f"modality is {said[:60]!r}; wanted image or spectrum."

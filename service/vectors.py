@@ -118,7 +118,7 @@ def search_vectors(engine: Engine, asked: VectorsRequest, vectors: npt.NDArray[n
         target=asked.target,
         k=k,
         query_modality=asked.modality,
-        mask=filter_mask(engine.index, asked.filter),
+        mask=filter_mask(engine.index, asked.filter, engine.settings.filter),
         order=asked.order,
         score_threshold=asked.score_threshold,
     )

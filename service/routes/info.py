@@ -12,7 +12,6 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from astroclip import __version__
-from astroclip.limits import DEFAULT_LIMITS
 from service.engine import Engine
 from service.routes.common import engine_of, settings_of
 from service.trace import trace_of
@@ -55,7 +54,11 @@ async def info(request: Request) -> dict[str, Any]:
         **engine.provenance(),
         "models": [_model(engine)],
         "indexes": [_index(engine)],
-        "limits": {**{name: getattr(settings, name) for name in _LIMITS}, "reader": asdict(DEFAULT_LIMITS)},
+        "limits": {
+            **{name: getattr(settings, name) for name in _LIMITS},
+            "reader": asdict(settings.reader),
+            "filter": asdict(settings.filter),
+        },
         "versions": _versions(),
         "uptime_s": round(time.time() - engine.started, 1),
         "licences": {"software": "BSD-3-Clause", "index": engine.index.manifest.licence or None},

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from astroclip.errors import AstroClipError, InputError, LimitError, NotFoundError
 from index.catalog import Catalog
-from index.filters import MAX_DEPTH, MAX_TERMS, parse_filter
+from index.filters import DEFAULT_FILTER_LIMITS, parse_filter
 
 N = 4000
 RNG = np.random.default_rng(8)
@@ -195,12 +195,12 @@ def test_limits_below_and_above():
             node = {"not": node}
         return node
 
-    parse_filter(nested(MAX_DEPTH))
+    parse_filter(nested(DEFAULT_FILTER_LIMITS.max_depth))
     with pytest.raises(LimitError):
-        parse_filter(nested(MAX_DEPTH + 1))
-    parse_filter({"and": [leaf] * (MAX_TERMS - 1)})
+        parse_filter(nested(DEFAULT_FILTER_LIMITS.max_depth + 1))
+    parse_filter({"and": [leaf] * (DEFAULT_FILTER_LIMITS.max_terms - 1)})
     with pytest.raises(LimitError):
-        parse_filter({"and": [leaf] * MAX_TERMS})
+        parse_filter({"and": [leaf] * DEFAULT_FILTER_LIMITS.max_terms})
     parse_filter({"column": "z", "in": [1] * 10_000})
     with pytest.raises(LimitError):
         parse_filter({"column": "z", "in": [1] * 10_001})
