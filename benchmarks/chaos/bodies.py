@@ -75,7 +75,9 @@ def joined(files: Sequence[bytes], media_type: str) -> tuple[bytes, str]:
     """Several files as one multipart body, and its type."""
     parts = [
         f'--{BOUNDARY}\r\ncontent-disposition: form-data; name="file"; filename="{i}"\r\n'
-        f"content-type: {media_type}\r\n\r\n".encode() + data + b"\r\n"
+        f"content-type: {media_type}\r\n\r\n".encode()
+        + data
+        + b"\r\n"
         for i, data in enumerate(files)
     ]
     return b"".join(parts) + f"--{BOUNDARY}--\r\n".encode(), f"multipart/form-data; boundary={BOUNDARY}"

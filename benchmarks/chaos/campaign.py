@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import random
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ __all__ = ["JSON", "SEED", "failed", "mark", "object_ids", "options", "parser", 
 
 SEED = 20261121
 JSON = "application/json"
+UNBOUNDED = {"max_rate_per_s": 0, "max_in_flight_per_caller": 0}
 RESULTS = Path("benchmarks/results")
 
 
@@ -38,8 +38,8 @@ def parser(doc: str | None, noun: str) -> argparse.ArgumentParser:
 
 
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Index and model as `Server` takes them."""
-    return {"index": arguments.index, "model": arguments.model}
+    """Index, model and settings as `Server` takes them: bounds of one caller are off, since all load comes from one."""
+    return {"index": arguments.index, "model": arguments.model, "settings": dict(UNBOUNDED)}
 
 
 def mark(found: float | None, wanted: float, at: Literal["least", "most"]) -> dict[str, Any]:
@@ -86,12 +86,6 @@ def search_asks(ids: Sequence[str], *, estimate: bool = False, target: str = "sp
 
 def _request(object_id: str, target: str, k: int) -> bytes:
     return json.dumps({"query": {"object_id": object_id}, "target": target, "k": k}).encode()
-
-
-def shuffled(asks: Sequence[Ask]) -> list[Ask]:
-    out = list(asks)
-    random.Random(SEED).shuffle(out)
-    return out
 
 
 def _short(value: float | None) -> str:

@@ -106,7 +106,9 @@ def _open(server: Server, asked: Sequence[Ask], rate: float, seconds: float) -> 
     return Traffic(server.port, plan).run()
 
 
-def lanes(server: Server, single: Sequence[Ask], many: Sequence[Ask], saturation: float, seconds: float) -> dict[str, Any]:
+def lanes(
+    server: Server, single: Sequence[Ask], many: Sequence[Ask], saturation: float, seconds: float
+) -> dict[str, Any]:
     """A person's requests alone, then beside batch-class requests of 32 objects that fill the service."""
     patient = [_with(ask, {"x-priority": "batch"}) for ask in many]
     alone = _open(server, single, 0.1 * saturation, seconds)
@@ -124,13 +126,17 @@ def lanes(server: Server, single: Sequence[Ask], many: Sequence[Ask], saturation
 def keys(where: Mapping[str, Any], asked: Sequence[Ask], saturation: float, seconds: float) -> dict[str, Any] | None:
     """A modest key beside one that asks for five times what there is; None where the service has no keys."""
     try:
-        from service.access import KeyFile  # type: ignore[import-not-found,unused-ignore]
+        from service.keys import changing, new_key  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "keys.json"
-        secrets = [KeyFile(path).add(name) for name in ("modest", "greedy")]
-        with Server(**where, settings={"keys_file": path}) as server:
+        path, secrets = Path(folder) / "keys.json", []
+        with changing(path) as held:
+            for note in ("modest", "greedy"):
+                secret, key = new_key(["read"], note=note, max_rate_per_s=0, max_in_flight=0)
+                held.append(key)
+                secrets.append(secret)
+        with Server(**{**where, "settings": {**where["settings"], "keys_file": path}}) as server:
             modest, greedy = ([_with(ask, {"authorization": f"Bearer {key}"}) for ask in asked] for key in secrets)
             _saturation(server, modest, 1, 2.0)
             storm_of = Traffic(
@@ -161,7 +167,10 @@ def main() -> int:
     single, eight = asks("spectrum", "grid", count=96), asks("spectrum", "grid", items=8, count=12)
     with Server(**where) as server:
         _saturation(server, single, 1, 3.0)
-        storms = {"one object": storm(server, single, 1, seconds, calm), "eight objects": storm(server, eight, 8, seconds, calm)}
+        storms = {
+            "one object": storm(server, single, 1, seconds, calm),
+            "eight objects": storm(server, eight, 8, seconds, calm),
+        }
         saturation = float(np.mean(storms["one object"]["saturation"]))
         beside = lanes(server, single, asks("spectrum", "grid", items=32, count=4), saturation, calm)
         alive = server.alive
@@ -177,7 +186,9 @@ def main() -> int:
         "p99 of accepted, ms": mark(worst("accepted_p99_ms"), deadline_ms, "most"),
         "p99 of refusals, ms": mark(worst("refused_p99_ms"), REFUSAL_MS, "most"),
         "back to normal after, s": mark(worst("back_after_s"), BACK_S, "most"),
-        "answers that are neither 200 nor 429": mark(sum(sum(f["others"].values()) for f in storms.values()), 0, "most"),
+        "answers that are neither 200 nor 429": mark(
+            sum(sum(f["others"].values()) for f in storms.values()), 0, "most"
+        ),
     }
     if greedy is not None:
         marks["answered of a modest key beside a greedy one"] = mark(greedy["modest_answered"], MODEST_WANTED, "least")

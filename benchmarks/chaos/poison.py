@@ -67,7 +67,12 @@ def measured(server: Server, fault: str, seconds: float, rounds: int) -> dict[st
             distance = np.abs(others - np.delete(reference, BAD, axis=0)).max()
             apart = max(apart, float(distance) if np.isfinite(distance) else float("inf"))
             apart = apart if np.isnan(vectors[BAD]).all() else float("inf")  # the culprit must have failed
-    found = {"rates": {k: spread(v) for k, v in rates.items()}, "loss": spread(losses), "apart": apart, "statuses": statuses}
+    found = {
+        "rates": {k: spread(v) for k, v in rates.items()},
+        "loss": spread(losses),
+        "apart": apart,
+        "statuses": statuses,
+    }
     print(fault, {"loss": losses, "apart": apart, **{k: np.median(v) for k, v in rates.items()}}, flush=True)
     return found
 

@@ -145,7 +145,9 @@ def main() -> int:
         "malloc_arena_max": arguments.arenas,
         "slope_mb_h": 3600 * per_s,
         "slope_error_mb_h": 3600 * error,
-        "statuses": {name: sum(each.get(name, 0) for each in statuses) for name in sorted({n for s in statuses for n in s})},
+        "statuses": {
+            name: sum(each.get(name, 0) for each in statuses) for name in sorted({n for s in statuses for n in s})
+        },
         "p50_ms": p50,
         "alive": alive,
         "exit_code": server.exit_code,

@@ -78,9 +78,8 @@ def threads_of(asked: int | None) -> int:
 
 def server_of(where: dict[str, Any], threads: int, **settings: Any) -> Server:
     """A server with so many torch threads."""
-    return Server(
-        **where, settings={"torch_threads": threads, **settings}, environment={"OMP_NUM_THREADS": str(threads)}
-    )
+    chosen = {**where.get("settings", {}), "torch_threads": threads, **settings}
+    return Server(**{**where, "settings": chosen}, environment={"OMP_NUM_THREADS": str(threads)})
 
 
 def steady_rate(answers: Answers, items: int = 1, warm_s: float = WARM_S) -> float:
@@ -94,7 +93,9 @@ def steady_rate(answers: Answers, items: int = 1, warm_s: float = WARM_S) -> flo
     return float(items * np.count_nonzero(done > first) / (done[-1] - done[0]))
 
 
-def measured(server: Server, raw: Raw, seconds: float, rounds: int, kinds: Sequence[str] = tuple(KINDS)) -> dict[str, Any]:
+def measured(
+    server: Server, raw: Raw, seconds: float, rounds: int, kinds: Sequence[str] = tuple(KINDS)
+) -> dict[str, Any]:
     """Everything, by modality."""
     return {m: _modality(server, raw, m, seconds, rounds, kinds) for m in raw.embedder.modalities}
 
@@ -102,7 +103,9 @@ def measured(server: Server, raw: Raw, seconds: float, rounds: int, kinds: Seque
 def _modality(
     server: Server, raw: Raw, modality: Modality, seconds: float, rounds: int, kinds: Sequence[str]
 ) -> dict[str, Any]:
-    sets = {name: asks(modality, form, items=items, count=96 if items == 1 else 6) for name, (form, items, _) in _of(kinds)}
+    sets = {
+        name: asks(modality, form, items=items, count=96 if items == 1 else 6) for name, (form, items, _) in _of(kinds)
+    }
     alone: list[float] = [raw.rate(modality, seconds / 2)]
     rates: dict[str, list[float]] = {name: [] for name in kinds}
     ratios: dict[str, list[float]] = {name: [] for name in kinds}
@@ -136,7 +139,9 @@ def _of(kinds: Sequence[str]) -> list[tuple[str, tuple[Any, int, int]]]:
     return [(name, KINDS[name]) for name in kinds]
 
 
-def _idle(server: Server, raw: Raw, modality: Modality, bodies: Sequence[Ask], rounds: int, count: int = 60) -> dict[str, Any]:
+def _idle(
+    server: Server, raw: Raw, modality: Modality, bodies: Sequence[Ask], rounds: int, count: int = 60
+) -> dict[str, Any]:
     """One request at a time with pauses, and the model alone between."""
     http, model, overhead = [], [], []
     for _ in range(max(3, rounds)):
@@ -191,14 +196,19 @@ def main() -> int:
     seconds, rounds = (4.0, 2) if arguments.short else (arguments.seconds, arguments.rounds)
     threads = threads_of(arguments.threads)
     where = options(arguments)
-    settings = Settings(**{f"{name}_dir": path for name, path in where.items() if path is not None})
+    settings = Settings(**{f"{name}_dir": where[name] for name in ("index", "model") if where[name] is not None})
     raw = Raw(settings, threads)
     with server_of(where, threads) as server:
         results = measured(server, raw, seconds, rounds)
     every = len(os.sched_getaffinity(0))
     torch.set_num_threads(every)
     best = {m: raw.rate(m, seconds / 2) for m in raw.embedder.modalities}
-    settings_used = {"torch_threads": threads, "encode_batch": settings.encode_batch, "seconds": seconds, "rounds": rounds}
+    settings_used = {
+        "torch_threads": threads,
+        "encode_batch": settings.encode_batch,
+        "seconds": seconds,
+        "rounds": rounds,
+    }
     extra = {"settings": settings_used, "raw_rate_all_cores": {"threads": every, **best}, "results": results}
     return report(arguments.out, "throughput", started, marks_of(results), extra)
 
