@@ -34,6 +34,13 @@ class Settings(BaseSettings):
     dtype: str = Field(default="auto", description="Arithmetic of the model: auto takes what the device does best.")
     encode_batch: int = Field(default=64, ge=1, le=4096, description="Items per forward pass; 64 fits every device.")
 
+    torch_threads: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="Threads of one pass of the model on a processor; 0 takes all cores but one. The last is for "
+        "reading and answering: threads that wait for each other in every operation are slow when one is disturbed.",
+    )
     exact_search: Literal["numpy", "torch"] = Field(
         default="numpy",
         description="What makes exact searches: torch does it on the device, in half precision on a GPU, and takes "
@@ -60,6 +67,11 @@ class Settings(BaseSettings):
     )
     max_k: int = Field(default=1000, ge=1, description="Largest k: an answer of 1,000 hits is about 0.5 MB of JSON.")
     default_k: int = Field(default=16, ge=1, description="k when none is given: the published k-NN protocol uses 16.")
+    max_vectors: int = Field(
+        default=1024,
+        ge=1,
+        description="Vectors of one call of /v1/search/vectors: about 0.1 s of two cores over a million objects.",
+    )
     max_query_terms: int = Field(
         default=64, ge=1, description="Queries inside one combine: each costs a lookup or a forward pass."
     )

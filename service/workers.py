@@ -10,10 +10,14 @@ and with which model and index, comes with the work (`service.engine`), so an in
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
+
+import torch
 
 from service.batcher import Batcher
 from service.metrics import Metrics
@@ -47,6 +51,7 @@ class Workers:
             self.metrics,
             max_batch=settings.encode_batch,
             window_s=settings.batch_window_s,
+            prepare=partial(torch.set_num_threads, settings.torch_threads or max(1, len(os.sched_getaffinity(0)) - 1)),
             **common,
         )
         self.search: Batcher[Callable[[], Any], Any] = Batcher(
