@@ -5,8 +5,8 @@
 For single spectra and for requests of eight: saturation in a closed loop before and after, five times of it as Poisson
 arrivals between, then a light load as before the storm. Latencies count from when a request was due.
 
-Then two kinds of neighbours: interactive requests beside batch-class ones that fill the service, and a modest key beside
-a greedy one.
+Then two kinds of neighbours: interactive requests beside batch-class ones that fill the service, and a modest key
+beside a greedy one.
 """
 
 from __future__ import annotations

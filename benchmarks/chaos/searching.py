@@ -2,8 +2,8 @@
 
     python -m benchmarks.chaos.searching [--vectors 500000] [--scratch DIR] [--out benchmarks/results/searching.json]
 
-Raw: the index's own FAISS file, batches of 1,024, all cores, the breadth the service's planner chose, or the next broader
-one while its recall is below the service's (which rescores its proposals). Service: the same batches as .npy over two
+Raw: the index's own FAISS file, batches of 1,024, all cores, the breadth the service's planner chose, or the next
+broader one while its recall is below the service's (which rescores its proposals). Service: the same batches as .npy over two
 connections, answered as Arrow: ids, scores and percentiles. Recall of both is that against exact search.
 
 Single searches, a JSON vector each over 64 connections, are reported as they are.

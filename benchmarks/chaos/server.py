@@ -40,7 +40,7 @@ class Server:
     index, model: folders; None serves the demo's.
     settings:     fields of `service.settings.Settings`, given as ASTROCLIP_<NAME>.
     environment:  further variables; a value of None removes one.
-    module:       its `main` is run with the arguments `serve ...`; a campaign that needs a fault in the server has its own.
+    module:       its `main` is run with the arguments `serve ...`; a campaign that needs a fault inside has its own.
     arguments:    added at the end of the command line.
     """
 

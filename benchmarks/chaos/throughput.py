@@ -3,8 +3,8 @@
     python -m benchmarks.chaos.throughput [--short] [--threads N] [--out benchmarks/results/throughput.json]
 
 Raw: the model on prepared grids in batches of `encode_batch`, nothing else in the way. Service: a real server and, in a
-third process, a client that keeps 64 requests under way; both take from the same cores. Raw and service take turns, and a
-ratio is that of a service run to the mean of the raw runs before and after it, all with the same torch threads.
+third process, a client that keeps 64 requests under way; both take from the same cores. Raw and service take turns, and
+a ratio is that of a service run to the mean of the raw runs before and after it, all with the same torch threads.
 
     throughput   objects a second over HTTP / raw: bodies on the model's grid, alone and 32 a request; FITS files
     overhead     p50 of one request at a time - p50 of the model at batch 1 (grid bodies)
