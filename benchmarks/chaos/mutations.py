@@ -402,6 +402,9 @@ def _card(rng: random.Random, body: bytes) -> bytes:
     return body[:at] + run + body[at:]
 
 
+_ZEROS = (b"", *(gzip.compress(b"\0" * n, mtime=0) for n in (10**6, 2 * 10**7)))
+
+
 def _gz(rng: random.Random, body: bytes) -> bytes:
     try:
         plain = gzip.decompress(body)
@@ -409,11 +412,11 @@ def _gz(rng: random.Random, body: bytes) -> bytes:
         return _flip(rng, body)
     how = rng.randrange(4)
     if how == 0:
-        return gzip.compress(plain + b"\0" * rng.choice((10**4, 10**6, 2 * 10**7)), mtime=0)
+        return gzip.compress(plain + b"\0" * 10**4, 1, mtime=0) + rng.choice(_ZEROS)
     if how == 1:
         half = len(plain) // 2
-        return gzip.compress(plain[:half], mtime=0) + gzip.compress(plain[half:], mtime=0) + rng.choice((b"", b"\0" * 9, b"x"))
-    return gzip.compress(rng.choice((_card, *_BYTES))(rng, plain), mtime=0)
+        return gzip.compress(plain[:half], 1, mtime=0) + gzip.compress(plain[half:], 1, mtime=0) + rng.choice((b"", b"\0" * 9, b"x"))
+    return gzip.compress(rng.choice((_card, *_BYTES))(rng, plain), 1, mtime=0)
 
 
 def _npy_header(rng: random.Random, body: bytes) -> bytes:
@@ -438,6 +441,9 @@ def _npy_header(rng: random.Random, body: bytes) -> bytes:
     return b"\x93NUMPY" + version + size + head + body[10 + length :]
 
 
+_MILLION = zlib.compress(b"a" * 10**6)
+
+
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -456,7 +462,7 @@ def _png(rng: random.Random, body: bytes) -> bytes:
         return body[:8] + _chunk(b"IHDR", struct.pack(">IIBBBBB", *fields)) + body[33:]
     kind = rng.choice((b"zTXt", b"iTXt", b"tEXt", b"iCCP", b"PLTE", b"tRNS", b"gAMA", b"eXIf", b"acTL", b"fcTL", b"fdAT", b"IEND"))
     data = rng.choice((
-        b"", b"k\0\0" + zlib.compress(b"a" * 10**6), b"k\0\1\0\0\0" + zlib.compress(b"b" * 10**5), rng.randbytes(30), b"\0" * 26,
+        b"", b"k\0\0" + _MILLION, b"k\0\1\0\0\0" + _MILLION, rng.randbytes(30), b"\0" * 26,
         b"\0\0\0\2\0\0\0\0", b"k\0" + b"t" * 1000, b"Exif\0\0II*\0" + rng.randbytes(20),
     ))  # fmt: skip
     return body[:33] + _chunk(kind, data) * rng.choice((1, 1, 2, 200)) + body[33:]
