@@ -37,6 +37,7 @@ __all__ = [
     "ExplainAgainst",
     "ExplanationModel",
     "IndexInfo",
+    "InfoAnswer",
     "ListAnswer",
     "ListInfo",
     "ListsAnswer",
@@ -48,6 +49,7 @@ __all__ = [
     "Query",
     "SearchAnswer",
     "SearchRequest",
+    "SpectrumPreview",
     "UploadQuery",
     "VectorQuery",
     "VectorsAnswer",
@@ -59,7 +61,7 @@ DENSITY_BINS = 200  # of `"density": true`
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=(), strict=True)
 
 
 # --- queries ---------------------------------------------------------------------------------------------------
@@ -519,3 +521,57 @@ class VectorsAnswer(Provenance):
     percentile: list[list[float | None]]
     modality: list[list[Modality]]
     search: SearchReportModel
+
+
+class SpectrumPreview(Answer):
+    """`wave` in vacuum, observed; `flux` null where unknown."""
+
+    object_id: str
+    wave: list[float]
+    flux: list[float | None]
+    wave_unit: Literal["Angstrom"] = "Angstrom"
+    flux_unit: Literal["1e-17 erg/s/cm2/A"] = "1e-17 erg/s/cm2/A"
+
+
+class PropertyModel(Answer):
+    name: str
+    unit: str
+
+
+class ServedModel(ModelInfo):
+    dim: int
+    modalities: list[Modality]
+    device: str
+    dtype: str
+    dtype_reason: str
+
+
+class ServedIndex(IndexInfo):
+    """`heads`: what was measured of each property of a head, by its modality. `knn`: the same of estimates from
+    neighbours, for each pair of modalities."""
+
+    survey: str
+    created: str
+    counts: dict[str, int]
+    dim: int
+    properties: list[PropertyModel]
+    default_properties: list[str]
+    methods: list[Literal["knn", "head"]]
+    heads: dict[str, dict[str, Any]]
+    knn: list[dict[str, Any]]
+    columns: list[str]
+    backends: dict[str, str]
+    licence: str | None
+    citations: list[str]
+
+
+class InfoAnswer(Provenance):
+    """`limits`: the settings that bound a request; in `reader` and `filter` what a file and a filter may hold."""
+
+    models: list[ServedModel]
+    indexes: list[ServedIndex]
+    limits: dict[str, float | dict[str, float]]
+    versions: dict[str, str]
+    uptime_s: float
+    licences: dict[str, str | None]
+    citations: list[str]

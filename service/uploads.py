@@ -30,13 +30,22 @@ from service.errors import MalformedRequest, validation_error
 from service.schemas import SearchRequest
 from service.settings import Settings
 
-__all__ = ["ReadOptions", "Upload", "parse_json", "read_files", "read_options", "read_parameters", "read_request"]
+__all__ = [
+    "OPTION_NAMES",
+    "ReadOptions",
+    "Upload",
+    "parse_json",
+    "read_files",
+    "read_options",
+    "read_parameters",
+    "read_request",
+]
 
 R = TypeVar("R", bound=SearchRequest)
 M = TypeVar("M", bound=BaseModel)
 
 _UNDECLARED = ("", "application/octet-stream", "application/x-www-form-urlencoded", "binary/octet-stream")
-_OPTION_NAMES = ("pixel_scale_arcsec", "bands", "wave_unit", "flux_unit", "medium", "object")
+OPTION_NAMES = ("pixel_scale_arcsec", "bands", "wave_unit", "flux_unit", "medium", "object")
 _ARRIVES_AS_JSON = (
     "query",
     "k",
@@ -253,7 +262,7 @@ def _modality(request: Request, upload: Upload) -> Modality:
 
 def _refuse_unknown(request: Request, known: tuple[str, ...], options: bool = True) -> None:
     """A misspelt parameter would be ignored without a word; refuse it like an unknown field."""
-    allowed = {*known, *(_OPTION_NAMES if options else ())}
+    allowed = {*known, *(OPTION_NAMES if options else ())}
     for name in request.query_params:
         if name not in allowed:
             raise MalformedRequest(

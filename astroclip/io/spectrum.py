@@ -117,7 +117,8 @@ def _columns(
             )
     check_length(n, limits)
     _check_not_short(n, limits)
-    wave, flux = (np.asarray(a, dtype=np.float64).reshape(n) for a in (raw.wave, raw.flux))
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        wave, flux = (np.asarray(a, dtype=np.float64).reshape(n) for a in (raw.wave, raw.flux))
     bad = np.zeros(n, dtype=bool)
     if raw.bad is not None:
         values = np.asarray(raw.bad).reshape(n)

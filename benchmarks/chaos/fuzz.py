@@ -64,7 +64,9 @@ def main() -> int:
     marks = {
         "mutated bodies sent": mark(sent + over_wire["sent"], count + wire, "least"),
         "crashes": mark(len(crashes), 0, "most"),
-        "5xx answers": mark(sum(n for s, n in statuses.items() if s.startswith("5")) + over_wire["failures"], 0, "most"),
+        "5xx answers": mark(
+            sum(n for s, n in statuses.items() if s.startswith("5")) + over_wire["failures"], 0, "most"
+        ),
         "wrong answers": mark(len(faults) + len(over_wire["faults"]), 0, "most"),
         "growth of memory, MB": mark(max([r["growth_mb"] for r in found] + [over_wire["growth_mb"]]), 50.0, "most"),
         "slowest case, s": mark(max((r["slowest"][0]["seconds"] for r in found), default=None), SLOW_S, "most"),
@@ -76,7 +78,7 @@ def main() -> int:
             "cases_per_s": round(sum(r["sent"] / r["seconds"] for r in found), 1),
             "statuses": dict(statuses.most_common()),
             "codes": dict(codes.most_common()),
-            "memory_mb": [{k: r[k] for k in ("baseline_mb", "end_mb", "growth_mb")} for r in found],
+            "memory_mb": [r["memory_mb"] for r in found],  # after each tenth
             "slowest": heapq.nlargest(10, (s for r in found for s in r["slowest"]), key=lambda s: s["seconds"]),
         },
         "wire": over_wire,
@@ -194,7 +196,7 @@ async def campaign(app: Any, arguments: argparse.Namespace, room: mmap.mmap) -> 
     codes: Counter[str] = Counter()
     faults: list[dict[str, Any]] = []
     slowest: list[dict[str, Any]] = []
-    sent, baseline, started = 0, 0.0, time.perf_counter()
+    sent, started = 0, time.perf_counter()
 
     async def lane(number: int, until: int) -> None:
         nonlocal sent
@@ -217,11 +219,11 @@ async def campaign(app: Any, arguments: argparse.Namespace, room: mmap.mmap) -> 
             if len(slowest) > 500:
                 slowest[:] = heapq.nlargest(10, slowest, key=lambda n: n["seconds"])
 
-    for until in (max(1, arguments.count // 10), arguments.count):
-        await asyncio.gather(*(lane(i, until) for i in range(LANES)))
-        if not baseline:
-            baseline = memory_mb()
-    end = memory_mb()
+    curve = []
+    for tenth in range(1, 11):
+        await asyncio.gather(*(lane(i, arguments.count * tenth // 10) for i in range(LANES)))
+        curve.append(round(memory_mb(), 1))
+    baseline, end = curve[0], curve[-1]
     return {
         "sent": sent,
         "seconds": time.perf_counter() - started,
@@ -229,8 +231,7 @@ async def campaign(app: Any, arguments: argparse.Namespace, room: mmap.mmap) -> 
         "codes": codes,
         "faults": faults,
         "slowest": heapq.nlargest(10, slowest, key=lambda n: n["seconds"]),
-        "baseline_mb": round(baseline, 1),
-        "end_mb": round(end, 1),
+        "memory_mb": curve,
         "growth_mb": round(end - baseline, 1),
     }
 
@@ -293,7 +294,9 @@ def fault(status: int, headers: dict[str, str], body: bytes) -> str | None:
     error = answer.get("error") if isinstance(answer, dict) else None
     if not isinstance(error, dict) or set(error) != ERROR_KEYS or set(answer) != {"error"}:
         return "an error of another shape"
-    if not (isinstance(error["code"], str) and error["code"] and isinstance(error["message"], str) and error["message"]):
+    if not (
+        isinstance(error["code"], str) and error["code"] and isinstance(error["message"], str) and error["message"]
+    ):
         return "an error without code or message"
     if len(error["message"]) > 700 or "Traceback" in error["message"]:
         return "an error with a message of another kind"
@@ -331,7 +334,9 @@ def on_the_wire(arguments: argparse.Namespace, count: int) -> dict[str, Any]:
                 answer = connection.getresponse()
                 body, headers = answer.read(), {k.lower(): v for k, v in answer.getheaders()}
             except (http.client.HTTPException, OSError) as error:
-                faults.append({"why": f"{type(error).__name__}: {error}", "kept": keep(arguments.keep, case.body, "wire")})
+                faults.append(
+                    {"why": f"{type(error).__name__}: {error}", "kept": keep(arguments.keep, case.body, "wire")}
+                )
                 connection.close()
                 if not server.alive:
                     break

@@ -61,7 +61,18 @@ VALUES: tuple[Any, ...] = (
     {"column": "redshift", "range": [0.1, 0.3]}, {"cone": {"ra": 0, "dec": 90, "radius_deg": 180}}, {"moc": "29/0-9"},
     {"polygon": [[0, 0], [1, 0], [1, 1]]}, {"box": {"ra": [350, 10], "dec": [-5, 5]}}, {"object_id": "sim-00000007"},
 )  # fmt: skip
-TEXTS = ('{"k": 1, "k": 2}', "NaN", "-Infinity", '"\\ud800"', "[" * 500, '{"query":' * 300, "1e999", "1" * 5000, "nul", "'")
+TEXTS = (
+    '{"k": 1, "k": 2}',
+    "NaN",
+    "-Infinity",
+    '"\\ud800"',
+    "[" * 500,
+    '{"query":' * 300,
+    "1e999",
+    "1" * 5000,
+    "nul",
+    "'",
+)
 
 
 @dataclass(frozen=True)
@@ -263,7 +274,9 @@ def _csv(wave: np.ndarray, flux: np.ndarray) -> bytes:
 
 def _ecsv(wave: np.ndarray, flux: np.ndarray) -> bytes:
     rows = "\n".join(f"{w / 10:.2f} {f:.4g}" for w, f in zip(wave, flux, strict=True))
-    head = "# %ECSV 1.0\n# ---\n# datatype:\n# - {name: wave, unit: nm, datatype: float64}\n# - {name: flux, unit: mJy}\n"
+    head = (
+        "# %ECSV 1.0\n# ---\n# datatype:\n# - {name: wave, unit: nm, datatype: float64}\n# - {name: flux, unit: mJy}\n"
+    )
     return f"{head}wave flux\n{rows}\n".encode()
 
 
@@ -316,7 +329,9 @@ def _form(rng: random.Random, start: Seed, path: str, body: bytes) -> bytes:
         name = rng.choice(("a.fits", "b.csv", "", "../../etc/passwd", "é\ud83d\ude00", "x" * 5000, 'q"q'))
         head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n'
         if rng.random() < 0.3:
-            head += f"Content-Type: {rng.choice(('text/html', 'application/fits', 'multipart/mixed; boundary=y', ''))}\r\n"
+            head += (
+                f"Content-Type: {rng.choice(('text/html', 'application/fits', 'multipart/mixed; boundary=y', ''))}\r\n"
+            )
         if rng.random() < 0.05:
             head += "X-Long: " + "y" * 20_000 + "\r\n"
         parts.append(head.encode("utf-8", "replace") + b"\r\n" + body[: 200_000 // (len(parts) + 1)] + b"\r\n")
@@ -415,7 +430,11 @@ def _gz(rng: random.Random, body: bytes) -> bytes:
         return gzip.compress(plain + b"\0" * 10**4, 1, mtime=0) + rng.choice(_ZEROS)
     if how == 1:
         half = len(plain) // 2
-        return gzip.compress(plain[:half], 1, mtime=0) + gzip.compress(plain[half:], 1, mtime=0) + rng.choice((b"", b"\0" * 9, b"x"))
+        return (
+            gzip.compress(plain[:half], 1, mtime=0)
+            + gzip.compress(plain[half:], 1, mtime=0)
+            + rng.choice((b"", b"\0" * 9, b"x"))
+        )
     return gzip.compress(rng.choice((_card, *_BYTES))(rng, plain), 1, mtime=0)
 
 
@@ -434,7 +453,9 @@ def _npy_header(rng: random.Random, body: bytes) -> bytes:
     elif how == 2:
         text = text.replace("False", rng.choice(("True", "None", "1", "[]")))
     else:
-        text = rng.choice(("{}", "[" * 100, "{'descr': '<f4'}", "__import__('os')", text + "L", text * 2, text + " " * 9000))
+        text = rng.choice(
+            ("{}", "[" * 100, "{'descr': '<f4'}", "__import__('os')", text + "L", text * 2, text + " " * 9000)
+        )
     head = text.encode("latin-1") + b"\n"
     version = rng.choice((b"\x01\x00", b"\x01\x00", b"\x02\x00", b"\x03\x00", b"\x09\x00"))
     size = struct.pack("<H" if version[0] == 1 else "<I", len(head) if rng.random() < 0.9 else 65535)
@@ -460,7 +481,9 @@ def _png(rng: random.Random, body: bytes) -> bytes:
         if rng.random() < 0.5:
             fields[2:] = [rng.choice((1, 2, 4, 8, 16, 0)), rng.choice((0, 2, 3, 4, 6, 5)), 0, 0, rng.choice((0, 1))]
         return body[:8] + _chunk(b"IHDR", struct.pack(">IIBBBBB", *fields)) + body[33:]
-    kind = rng.choice((b"zTXt", b"iTXt", b"tEXt", b"iCCP", b"PLTE", b"tRNS", b"gAMA", b"eXIf", b"acTL", b"fcTL", b"fdAT", b"IEND"))
+    kind = rng.choice(
+        (b"zTXt", b"iTXt", b"tEXt", b"iCCP", b"PLTE", b"tRNS", b"gAMA", b"eXIf", b"acTL", b"fcTL", b"fdAT", b"IEND")
+    )
     data = rng.choice((
         b"", b"k\0\0" + _MILLION, b"k\0\1\0\0\0" + _MILLION, rng.randbytes(30), b"\0" * 26,
         b"\0\0\0\2\0\0\0\0", b"k\0" + b"t" * 1000, b"Exif\0\0II*\0" + rng.randbytes(20),
@@ -469,8 +492,20 @@ def _png(rng: random.Random, body: bytes) -> bytes:
 
 
 def _jpeg(rng: random.Random, body: bytes) -> bytes:
-    marker = bytes((0xFF, rng.choice((0xC0, 0xC2, 0xC4, 0xDA, 0xDB, 0xDD, 0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE, 0xFF, 0x01, 0xD9))))
-    data = rng.choice((b"", b"Exif\0\0MM\0*", b"ICC_PROFILE\0\1\1", b"MPF\0II*\0", b"Adobe\0d\0\0\0\0\2", rng.randbytes(17), b"\0" * 64))
+    marker = bytes(
+        (0xFF, rng.choice((0xC0, 0xC2, 0xC4, 0xDA, 0xDB, 0xDD, 0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE, 0xFF, 0x01, 0xD9)))
+    )
+    data = rng.choice(
+        (
+            b"",
+            b"Exif\0\0MM\0*",
+            b"ICC_PROFILE\0\1\1",
+            b"MPF\0II*\0",
+            b"Adobe\0d\0\0\0\0\2",
+            rng.randbytes(17),
+            b"\0" * 64,
+        )
+    )
     length = rng.choice((len(data) + 2, len(data) + 2, 0, 1, 65535))
     segment = marker + struct.pack(">H", length) + data
     if rng.random() < 0.3 and (at := max(body.find(b"\xff\xc0"), body.find(b"\xff\xc2"))) > 0:
@@ -513,7 +548,9 @@ def _tree(rng: random.Random, body: bytes) -> bytes:
     elif how < 0.7:
         holder[key] = rng.choice(([holder[key]], {"and": [holder[key]] * 3}, {"not": holder[key]}, [holder[key]] * 70))
     elif how < 0.8 and isinstance(holder, dict):
-        holder[rng.choice(("k", "filter", "query", "x", "", "explain", "columns", "fuse", "modality", "vector"))] = holder[key]
+        holder[rng.choice(("k", "filter", "query", "x", "", "explain", "columns", "fuse", "modality", "vector"))] = (
+            holder[key]
+        )
     else:
         holder[key] = "@@"
     text = json.dumps(tree)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastapi import Query
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
 from astroclip.errors import NotReadyError
 from service.engine import Engine
+from service.errors import MalformedRequest
 from service.schemas import ErrorAnswer
 from service.settings import Settings
+from service.tables import FORMATS
 
-__all__ = ["ERRORS", "engine_of", "json_answer", "settings_of", "table_meta"]
+__all__ = ["ERRORS", "TABLE", "FORMAT", "engine_of", "json_answer", "known_parameters", "settings_of", "table_meta"]
 
 # For the OpenAPI page: what every call may answer besides its own.
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -26,6 +29,32 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     429: {"model": ErrorAnswer, "description": "No capacity now; see Retry-After."},
     503: {"model": ErrorAnswer, "description": "Not ready yet; see Retry-After."},
 }
+
+
+# Answers that are tables where asked for: the types beside JSON, for the OpenAPI page.
+TABLE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            media_type: {"schema": {"type": "string", "format": "binary"}}
+            for name, media_type in FORMATS.items()
+            if name != "json"
+        }
+    }
+}
+FORMAT = Query(
+    description="json, csv, votable, parquet or arrow; else by Accept.", json_schema_extra={"enum": list(FORMATS)}
+)
+
+
+def known_parameters(request: Request) -> None:
+    """Refuse query parameters the call has not: a misspelt one would be ignored without a word."""
+    known = {field.alias for field in request.scope["route"].dependant.query_params}
+    for name in request.query_params:
+        if name not in known:
+            listed = f"known: {', '.join(sorted(known))}" if known else "it takes none"
+            raise MalformedRequest(
+                f"There is no parameter {name[:60]!r} here; {listed}.", code="unknown_field", field=name[:60]
+            )
 
 
 def engine_of(request: Request) -> Engine:

@@ -22,7 +22,10 @@ from service.uploads import read_files, read_options
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v1/embed", tags=["embed"], responses=ERRORS)
+_ARRAY: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/x-npy": {"schema": {"type": "string", "format": "binary"}}}}
+}
+router = APIRouter(prefix="/v1/embed", tags=["embed"], responses={**ERRORS, **_ARRAY})
 
 _NPY = "application/x-npy"
 

@@ -9,16 +9,17 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 
 from astroclip import __version__
 from service.engine import Engine
-from service.routes.common import engine_of, settings_of
+from service.routes.common import ERRORS, engine_of, known_parameters, settings_of
+from service.schemas import InfoAnswer
 from service.trace import trace_of
 
 __all__ = ["router"]
 
-router = APIRouter(tags=["info"])
+router = APIRouter(tags=["info"], dependencies=[Depends(known_parameters)])
 
 _PACKAGES = ("torch", "transformers", "numpy", "astropy", "faiss-cpu", "faiss-gpu-cuvs", "fastapi", "pyarrow")
 _LIMITS = (
@@ -46,7 +47,12 @@ _CITATIONS = (
 )
 
 
-@router.get("/v1/info", summary="Models, indexes, limits, versions, licences, citations")
+@router.get(
+    "/v1/info",
+    response_model=InfoAnswer,
+    responses={c: ERRORS[c] for c in (400, 503)},
+    summary="Models, indexes, limits, versions, licences, citations",
+)
 async def info(request: Request) -> dict[str, Any]:
     engine, settings = engine_of(request), settings_of(request)
     return {

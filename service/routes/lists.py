@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from astroclip.errors import InputError, NotFoundError
 from astroclip.types import MODALITIES, Modality
 from index.lists import KINDS, ListEntry, ListKind
 from service.engine import Engine
-from service.routes.common import ERRORS, engine_of, json_answer, settings_of, table_meta
+from service.routes.common import (
+    ERRORS,
+    FORMAT,
+    TABLE,
+    engine_of,
+    json_answer,
+    known_parameters,
+    settings_of,
+    table_meta,
+)
 from service.schemas import ListAnswer, ListInfo, ListsAnswer
 from service.tables import chosen_format, table_response
 from service.trace import trace_of
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v1/lists", tags=["lists"], responses=ERRORS)
+router = APIRouter(prefix="/v1/lists", tags=["lists"], responses=ERRORS, dependencies=[Depends(known_parameters)])
 
 _ROWS = 100  # of a page where none is asked for
 
@@ -33,14 +42,24 @@ async def lists(request: Request) -> Response:
     return json_answer(answer)
 
 
-@router.get("/{kind}", response_model=ListAnswer, summary="Isolated objects, disagreeing pairs, or near-duplicates")
+@router.get(
+    "/{kind}",
+    response_model=ListAnswer,
+    responses=TABLE,
+    summary="Isolated objects, disagreeing pairs, or near-duplicates",
+)
 async def one_list(
     request: Request,
     kind: str,
-    modality: Annotated[str | None, Query(description="image or spectrum; of isolated and duplicates.")] = None,
+    modality: Annotated[
+        str | None,
+        Query(
+            description="image or spectrum; of isolated and duplicates.", json_schema_extra={"enum": list(MODALITIES)}
+        ),
+    ] = None,
     offset: Annotated[int, Query(ge=0, le=2**31, description="Rows to pass over.")] = 0,
     limit: Annotated[int | None, Query(ge=1, description="Rows wanted, 100 unless said; at most max_rows.")] = None,
-    format: Annotated[str | None, Query(description="json, csv, votable, parquet or arrow; else by Accept.")] = None,
+    format: Annotated[str | None, FORMAT] = None,
 ) -> Response:
     """Rows of one list in the order of their rank, from `offset` on."""
     engine, trace = engine_of(request), trace_of(request)

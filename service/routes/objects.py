@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from astroclip.errors import NotFoundError
@@ -17,14 +17,23 @@ from service.answer import object_models
 from service.engine import Engine
 from service.errors import MalformedRequest
 from service.query import object_row, position_of
-from service.routes.common import ERRORS, engine_of, json_answer, settings_of, table_meta
-from service.schemas import ObjectAnswer, ObjectModel, ObjectsAnswer
+from service.routes.common import (
+    ERRORS,
+    FORMAT,
+    TABLE,
+    engine_of,
+    json_answer,
+    known_parameters,
+    settings_of,
+    table_meta,
+)
+from service.schemas import ObjectAnswer, ObjectModel, ObjectsAnswer, SpectrumPreview
 from service.tables import chosen_format, table_response
 from service.trace import trace_of
 
 __all__ = ["cone", "flat", "router"]
 
-router = APIRouter(prefix="/v1/objects", tags=["objects"], responses=ERRORS)
+router = APIRouter(prefix="/v1/objects", tags=["objects"], responses=ERRORS, dependencies=[Depends(known_parameters)])
 
 _PREVIEW_CACHE = {"cache-control": "public, max-age=86400"}  # an index never changes under its manifest hash
 _MAX_RANDOM = 100
@@ -32,7 +41,7 @@ _MAX_RANDOM = 100
 # Ids may hold slashes (a survey's own, or "file#row"), so they are paths, and the previews' routes come first.
 
 
-@router.get("", response_model=ObjectsAnswer, summary="Objects of a place, or at random")
+@router.get("", response_model=ObjectsAnswer, responses=TABLE, summary="Objects of a place, or at random")
 async def objects(
     request: Request,
     ra: Annotated[str | None, Query(max_length=64, description="Degrees, or sexagesimal hours: 12:34:56.7")] = None,
@@ -41,7 +50,7 @@ async def objects(
     limit: Annotated[int | None, Query(ge=1, description="Rows wanted, nearest first.")] = None,
     random: Annotated[int | None, Query(ge=1, le=_MAX_RANDOM, description="So many objects drawn at random.")] = None,
     seed: Annotated[int | None, Query(ge=0, lt=2**63, description="Makes the random draw repeatable.")] = None,
-    format: Annotated[str | None, Query(description="json, csv, votable, parquet or arrow; else by Accept.")] = None,
+    format: Annotated[str | None, FORMAT] = None,
 ) -> Response:
     """Catalogue rows within `radius_arcsec` of a position, nearest first; or `random` rows."""
     engine, trace = engine_of(request), trace_of(request)
@@ -68,7 +77,12 @@ async def objects(
     return _table(engine, models, fmt, trace.request_id)
 
 
-@router.get("/{object_id:path}/image.jpg", response_class=Response, summary="Thumbnail of an object")
+@router.get(
+    "/{object_id:path}/image.jpg",
+    response_class=Response,
+    responses={200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}},
+    summary="Thumbnail of an object",
+)
 async def image(request: Request, object_id: str) -> Response:
     """A small colour JPEG (z, r, g as red, green, blue; Legacy Surveys arcsinh stretch)."""
     engine = engine_of(request)
@@ -79,8 +93,8 @@ async def image(request: Request, object_id: str) -> Response:
     return Response(jpeg, media_type="image/jpeg", headers=_PREVIEW_CACHE)
 
 
-@router.get("/{object_id:path}/spectrum.json", summary="Small spectrum of an object")
-async def spectrum(request: Request, object_id: str) -> dict[str, Any]:
+@router.get("/{object_id:path}/spectrum.json", response_model=SpectrumPreview, summary="Small spectrum of an object")
+async def spectrum(request: Request, object_id: str) -> SpectrumPreview:
     """`wave` (Angstrom, vacuum, observed) and `flux` (1e-17 erg/s/cm2/A), rebinned; null where unknown."""
     engine = engine_of(request)
     row = object_row(engine.index, object_id)
@@ -89,17 +103,15 @@ async def spectrum(request: Request, object_id: str) -> dict[str, Any]:
         raise _no_preview(object_id, "spectrum")
     trace_of(request).extra_headers.update(_PREVIEW_CACHE)
     wave, flux = found
-    return {
-        "object_id": object_id,
-        "wave": [round(float(w), 2) for w in wave],
-        "flux": [float(f"{f:.5g}") if np.isfinite(f) else None for f in flux],
-        "wave_unit": "Angstrom",
-        "flux_unit": "1e-17 erg/s/cm2/A",
-    }
+    return SpectrumPreview(
+        object_id=object_id,
+        wave=[round(float(w), 2) for w in wave],
+        flux=[float(f"{f:.5g}") if np.isfinite(f) else None for f in flux],
+    )
 
 
-@router.get("/{object_id:path}", response_model=ObjectAnswer, summary="One object")
-async def one_object(request: Request, object_id: str) -> Response:
+@router.get("/{object_id:path}", response_model=ObjectAnswer, responses=TABLE, summary="One object")
+async def one_object(request: Request, object_id: str, format: Annotated[str | None, FORMAT] = None) -> Response:
     """The catalogue row of an object, with links to its previews."""
     engine, trace = engine_of(request), trace_of(request)
     fmt = chosen_format(request)

@@ -13,15 +13,15 @@ from service.answer import estimate_answer, flag_models, search_answer
 from service.engine import Embedded, Engine, Prepared
 from service.explanation import check_explain, explain_answer
 from service.query import named_uploads
-from service.routes.common import ERRORS, engine_of, json_answer, settings_of, table_meta
+from service.routes.common import ERRORS, TABLE, engine_of, json_answer, settings_of, table_meta
 from service.schemas import EstimateAnswer, EstimateRequest, SearchAnswer, SearchRequest
-from service.tables import chosen_format, table_response
+from service.tables import FORMATS, chosen_format, table_response
 from service.trace import Trace, trace_of
-from service.uploads import ReadOptions, Upload, read_options, read_request
+from service.uploads import OPTION_NAMES, ReadOptions, Upload, read_options, read_request
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v1", tags=["search"], responses=ERRORS)
+router = APIRouter(prefix="/v1", tags=["search"], responses={**ERRORS, **TABLE})
 
 
 _RAW_TYPES = ("application/fits", "image/png", "image/jpeg", "application/x-npy", "text/csv")
@@ -36,7 +36,23 @@ def _body(kind: type[SearchRequest]) -> dict[str, Any]:
         "multipart/form-data": {"schema": form, "encoding": {"request": {"contentType": "application/json"}}},
         **dict.fromkeys(_RAW_TYPES, {"schema": binary}),
     }
-    return {"requestBody": {"required": True, "content": content}}
+    return {"requestBody": {"required": False, "content": content}, "parameters": _parameters(kind)}
+
+
+def _parameters(kind: type[SearchRequest]) -> list[dict[str, Any]]:
+    """What may stand in the URL beside the bytes of a file: the request's fields, and what the file does not say."""
+    fields = {name: f"As in the body, as JSON: {name}." for name in kind.model_fields}
+    fields["modality"] = "What the file is, image or spectrum; else by its content."
+    fields |= dict.fromkeys(OPTION_NAMES, "As for /v1/embed.")
+    made = [
+        {"name": name, "in": "query", "required": False, "description": text, "schema": {"type": "string"}}
+        for name, text in fields.items()
+    ]
+    table = {"type": "string", "enum": list(FORMATS)}
+    return [
+        *made,
+        {"name": "format", "in": "query", "required": False, "description": "Else by Accept.", "schema": table},
+    ]
 
 
 @router.post("/search", response_model=SearchAnswer, openapi_extra=_body(SearchRequest), summary="Similar objects")

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.routes.common import ERRORS, engine_of, settings_of, table_meta
+from service.routes.common import ERRORS, TABLE, engine_of, settings_of, table_meta
 from service.schemas import VectorsAnswer, VectorsRequest
 from service.tables import arrow_response, chosen_format
 from service.trace import trace_of
@@ -16,7 +16,7 @@ from service.vectors import read_vectors, search_vectors
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v1/search", tags=["search"], responses=ERRORS)
+router = APIRouter(prefix="/v1/search", tags=["search"], responses={**ERRORS, **TABLE})
 
 _PARAMETERS = [
     {"name": name, "in": "query", "required": name == "modality", "description": text, "schema": schema}

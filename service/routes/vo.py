@@ -5,6 +5,7 @@ The standard answers errors with a VOTable as well: an INFO named "Error" and HT
 
 from __future__ import annotations
 
+from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from fastapi import APIRouter, Request
@@ -14,7 +15,7 @@ from astroclip.errors import AstroClipError, InputError
 from index.sky import check_position
 from service.answer import object_models
 from service.engine import Engine
-from service.routes.common import engine_of, settings_of, table_meta
+from service.routes.common import ERRORS, engine_of, settings_of, table_meta
 from service.routes.objects import cone, flat
 from service.tables import FORMATS, votable
 from service.trace import trace_of
@@ -24,7 +25,25 @@ __all__ = ["router"]
 router = APIRouter(tags=["virtual observatory"])
 
 
-@router.get("/scs", response_class=Response, summary="Cone search (RA, DEC, SR in degrees) as VOTable")
+_EXTRA = {
+    "parameters": [
+        {"name": name, "in": "query", "required": False, "description": text, "schema": {"type": "string"}}
+        for name, text in (("RA", "Degrees, ICRS."), ("DEC", "Degrees, ICRS."), ("SR", "Radius in degrees."))
+    ]
+}
+_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {"content": {FORMATS["votable"]: {"schema": {"type": "string"}}}, "description": "A VOTable; errors too."},
+    503: ERRORS[503],
+}
+
+
+@router.get(
+    "/scs",
+    response_class=Response,
+    responses=_ANSWER,
+    openapi_extra=_EXTRA,
+    summary="Cone search (RA, DEC, SR in degrees) as VOTable",
+)
 async def scs(request: Request) -> Response:
     """RA, DEC, SR in decimal degrees (ICRS); SR=0 returns the columns without rows. Parameter names in any case."""
     engine, trace = engine_of(request), trace_of(request)
