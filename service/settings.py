@@ -181,6 +181,12 @@ class Settings(BaseSettings):
         description="Age of one batch at which its worker counts as stuck and /readyz says 503: the largest takes "
         "seconds.",
     )
+    quarantine_s: float = Field(
+        default=600.0,
+        ge=0,
+        description="How long an input that made the model fail, where others of its batch did not, is refused without "
+        "another pass: clients repeat what failed; 0 never refuses.",
+    )
     decode_threads: int = Field(default=2, ge=1, le=64, description="Threads that read uploads while the model runs.")
     search_threads: int = Field(default=2, ge=1, le=64, description="Threads that search the index.")
     canary_interval_s: float = Field(
