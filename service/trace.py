@@ -64,7 +64,8 @@ class Trace:
 
     def headers(self) -> dict[str, str]:
         times = {f"x-{stage}-time": f"{self.ms[stage]:.2f}" for stage in STAGES}
-        return {"x-request-id": self.request_id, **times, **self.extra_headers}
+        # nosniff on every answer, errors too: what a caller uploaded or a survey named is never taken for a script.
+        return {"x-request-id": self.request_id, "x-content-type-options": "nosniff", **times, **self.extra_headers}
 
 
 def trace_of(request: Request) -> Trace:
