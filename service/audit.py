@@ -1,7 +1,7 @@
 """The audit line: who asked for which admin action, from where, and what came of it.
 
-One line a call on the logger ``astroclip.audit``, JSON in the message (and the same mapping as `audit` on the record, for
-a formatter that writes JSON itself). Strings are escaped, so nothing a caller sends can begin a line of its own.
+One line a call on the logger ``astroclip.audit``, JSON in the message (and the same mapping as `audit` on the record,
+for a formatter that writes JSON itself). Strings are escaped, so nothing a caller sends can begin a line of its own.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def create(
     file: FileOption,
     scope: Annotated[
         list[ScopeName] | None,
-        typer.Option(help="read (the default): ask; admin: swap indexes and the like; repeatable."),
+        typer.Option(help="read (the default): ask; admin: call /v1/admin; repeatable."),
     ] = None,
     note: Annotated[str, typer.Option(help="Who or what the key is for; shown by `keys list`.")] = "",
     days: Annotated[float | None, typer.Option(help="Days until it expires; default: never.")] = None,

@@ -1,9 +1,9 @@
 """API keys: how one is made, how it is kept, and who holds the one presented.
 
-A key is ``ac_<id>_<secret>``: 8 letters and digits that name it (in logs, in `keys list`) and 256 random bits in hex. The
-fixed prefix and form, `FORM`, are for secret scanners. The file holds the SHA-256 of the whole key and never the key.
-SHA-256 and not bcrypt or its kin: those are slow to make guessing at passwords dear, 256 random bits cannot be guessed at
-any speed, and a tenth of a second a request would be a way to take the service down.
+A key is ``ac_<id>_<secret>``: 8 letters and digits that name it (in logs, in `keys list`) and 256 random bits in hex.
+The fixed prefix and form, `FORM`, are for secret scanners. The file holds the SHA-256 of the whole key, never the key.
+SHA-256 and not bcrypt or its kin: those are slow to make guessing at passwords dear, 256 random bits cannot be guessed
+at any speed, and a tenth of a second a request would be a way to take the service down.
 
 The file is JSON, written by `astroclip keys` and read by a running service as soon as it changes:
 
@@ -108,7 +108,7 @@ def read_keys(path: Path) -> list[Key]:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        mend = "make one with `astroclip keys create --file FILE`, or make it readable for the service's user"
+        mend = "make one with `astroclip keys create --file FILE`, or let the service's user read it"
         raise InputError(
             f"The key file {path} cannot be read ({error.strerror}); {mend}.", code="no_keys_file"
         ) from None

@@ -162,6 +162,6 @@ class Settings(BaseSettings):
         for origin in origins if isinstance(origins, tuple | list) else ():
             if not re.fullmatch(r"\*|https?://[^/\s]+", str(origin)):
                 raise ValueError(
-                    f"found the origin {origin!r}; wanted https://host or https://host:port, without a path"
+                    f"found the origin {origin!r}; wanted https://host[:port] without a path, or *"
                 )
         return origins
