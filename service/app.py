@@ -19,6 +19,7 @@ from service.rates import Rates
 from service.routes import ROUTERS
 from service.settings import Settings
 from service.trace import TraceMiddleware
+from service.unread import UnreadBody
 
 __all__ = ["make_app"]
 
@@ -65,5 +66,6 @@ def make_app(settings: Settings | None = None, engine: Engine | None = None) -> 
     app.add_middleware(Access, keys=keys, metrics_open=settings.metrics_open)
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, **cross_origin(settings.cors_origins))
+    app.add_middleware(UnreadBody, max_bytes=settings.max_body_bytes)
     app.add_middleware(TraceMiddleware)
     return app

@@ -40,7 +40,7 @@ log = logging.getLogger("astroclip.access")
 
 Scope = Literal["read", "admin"]
 FORM = re.compile(r"ac_([0-9a-z]{8})_[0-9a-f]{64}")
-MAX_BYTES = 2**20  # some 3,000 keys; read by the event loop, 10 ms, when it changed
+MAX_BYTES = 2**20  # some 3,000 keys; read by the event loop, 15 ms, when it changed
 CHECK_S = 1.0  # how long a revoked key may still work; a stat() a request would be cheap, but not on every file system
 
 _ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"

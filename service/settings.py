@@ -138,8 +138,8 @@ class Settings(BaseSettings):
         default=200.0,
         ge=0,
         description="Requests a second of one caller (a key, or an address without one), over 10 s; more are answered "
-        "429. No person reaches it, a runaway loop does: this many take about half of one core before any model runs. "
-        "0: no bound.",
+        "429. No person reaches it, a runaway loop does; small lookups take half a millisecond each, so this many are "
+        "a tenth of what the event loop can do. 0: no bound.",
     )
     max_in_flight_per_caller: int = Field(
         default=32,
@@ -161,7 +161,5 @@ class Settings(BaseSettings):
         origins = tuple(part.strip() for part in found.split(",") if part.strip()) if isinstance(found, str) else found
         for origin in origins if isinstance(origins, tuple | list) else ():
             if not re.fullmatch(r"\*|https?://[^/\s]+", str(origin)):
-                raise ValueError(
-                    f"found the origin {origin!r}; wanted https://host[:port] without a path, or *"
-                )
+                raise ValueError(f"found the origin {origin!r}; wanted https://host[:port] without a path, or *")
         return origins

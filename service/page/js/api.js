@@ -26,6 +26,9 @@ async function call(path, options) {
   const response = await request(path, options);
   const body = await response.json().catch(() => null);
   if (response.ok && body) return body;
+  if (response.status === 401 && !sessionStorage.getItem(KEY)) {
+    throw new Problem("This service answers those who hold an API key. Whoever runs it gives them out.", null, 401);
+  }
   const said = body?.error;
   throw new Problem(said?.message ?? `The service answered ${response.status}.`, said?.request_id, response.status);
 }
