@@ -7,16 +7,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from astroclip import __version__
 from service import errors, openapi
+from service.access import Access, cross_origin
 from service.admission import Admission
 from service.engine import Engine
+from service.keys import KeyRing
 from service.limits import BodyLimit
 from service.metrics import Metrics
+from service.rates import Rates
 from service.routes import ROUTERS
 from service.settings import Settings
 from service.trace import TraceMiddleware
+from service.unread import UnreadBody
 
 __all__ = ["make_app"]
 
@@ -25,9 +30,11 @@ def make_app(settings: Settings | None = None, engine: Engine | None = None) -> 
     """The ASGI application.
 
     engine: given, it is served (and closed by who made it); else it is loaded from `settings` when the server starts,
-    and a model or index that cannot be served ends the start with its error.
+    and a model or index that cannot be served ends the start with its error. Raises InputError where there is to be a
+    key file that cannot be read.
     """
     settings = settings or (engine.settings if engine else Settings())
+    keys = KeyRing(settings.keys_file) if settings.keys_file else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -63,5 +70,10 @@ def make_app(settings: Settings | None = None, engine: Engine | None = None) -> 
         max_total_bytes=settings.max_body_bytes_in_flight,
     )
     app.add_middleware(Admission, settings=settings)
+    app.add_middleware(Rates, per_s=settings.max_rate_per_s, in_flight=settings.max_in_flight_per_caller)
+    app.add_middleware(Access, keys=keys, metrics_open=settings.metrics_open)
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, **cross_origin(settings.cors_origins))
+    app.add_middleware(UnreadBody, max_bytes=settings.max_body_bytes)
     app.add_middleware(TraceMiddleware)
     return app

@@ -7,11 +7,12 @@ Limits of the file formats themselves (HDUs, pixels, decompression ratio ...) ar
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 __all__ = ["DEMO_INDEX", "DEMO_MODEL", "Settings"]
 
@@ -197,3 +198,45 @@ class Settings(BaseSettings):
     log_level: str = Field(
         default="info", description="How much uvicorn says: critical, error, warning, info or debug."
     )
+
+    # -- keys and rates --
+    keys_file: Path | None = Field(
+        default=None,
+        description="File of API keys, made by `astroclip keys create`; every call but health and pages then wants "
+        "one. None: the service is open, which is for loopback or behind a proxy that asks who calls, and admin calls "
+        "are refused.",
+    )
+    metrics_open: bool = Field(
+        default=False,
+        description="Where there are keys, /metrics wants one with the scope read, as it tells how much is asked of "
+        "the service; Prometheus sends one by `authorization: credentials_file`. True opens it.",
+    )
+    max_rate_per_s: float = Field(
+        default=500.0,
+        ge=0,
+        description="Requests a second of one caller (a key, or an address without one), over 10 s; more are answered "
+        "429. No person reaches it, a runaway loop does; small lookups take half a millisecond each, so this many are "
+        "a quarter of what the event loop can do. 0: no bound.",
+    )
+    max_in_flight_per_caller: int = Field(
+        default=128,
+        ge=0,
+        description="Requests of one caller at work at once; one more is answered 429. Half of max_in_flight, so that "
+        "no caller takes all places. 0: no bound.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Origins (https://host[:port], comma between; * for all) whose web pages may call this service "
+        "from a browser; none by default, since a page anybody visits could otherwise read an open service on "
+        "loopback.",
+    )
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _origins(cls, found: object) -> object:
+        """Comma-separated in the environment; an origin has no path, or no browser ever sends it."""
+        origins = tuple(part.strip() for part in found.split(",") if part.strip()) if isinstance(found, str) else found
+        for origin in origins if isinstance(origins, tuple | list) else ():
+            if not re.fullmatch(r"\*|https?://[^/\s]+", str(origin)):
+                raise ValueError(f"found the origin {origin!r}; wanted https://host[:port] without a path, or *")
+        return origins

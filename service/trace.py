@@ -39,7 +39,7 @@ def new_request_id() -> str:
 class Trace:
     """`request_id`, who asks, and milliseconds per stage, summed over the parts of the request.
 
-    caller: id of the API key, or "anonymous": whose share of the service this request is.
+    caller: id of the API key, or the client's address: whose share of the service this request is.
     batch: it is patient, and gives way to those that are not.
     deadline: `time.monotonic()` after which nobody waits for the answer any more.
     on_read: to be told how many objects the request brings, once they are read (`service.admission`).
@@ -66,7 +66,8 @@ class Trace:
 
     def headers(self) -> dict[str, str]:
         times = {f"x-{stage}-time": f"{self.ms[stage]:.2f}" for stage in STAGES}
-        return {"x-request-id": self.request_id, **times, **self.extra_headers}
+        # nosniff on every answer, errors too: what a caller uploaded or a survey named is never taken for a script.
+        return {"x-request-id": self.request_id, "x-content-type-options": "nosniff", **times, **self.extra_headers}
 
 
 def trace_of(request: Request) -> Trace:
