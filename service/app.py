@@ -9,33 +9,43 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from astroclip import __version__
-from service import errors, openapi
+from service import errors, logs, openapi
 from service.engine import Engine
 from service.limits import BodyLimit, InFlightLimit
+from service.metrics import Metrics
 from service.routes import ROUTERS
 from service.settings import Settings
+from service.telemetry import Telemetry, open_telemetry
 from service.trace import TraceMiddleware
 
 __all__ = ["make_app"]
 
 
-def make_app(settings: Settings | None = None, engine: Engine | None = None) -> FastAPI:
+def make_app(
+    settings: Settings | None = None, engine: Engine | None = None, telemetry: Telemetry | None = None
+) -> FastAPI:
     """The ASGI application.
 
     engine: given, it is served (and closed by who made it); else it is loaded from `settings` when the server starts,
     and a model or index that cannot be served ends the start with its error.
+    telemetry: where spans go, for tests; else what settings and environment ask for.
     """
     settings = settings or (engine.settings if engine else Settings())
+    metrics = engine.metrics if engine else Metrics()
+    telemetry = telemetry or open_telemetry(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         own = None
         if app.state.engine is None:
-            own = app.state.engine = await asyncio.to_thread(Engine.load, settings)
+            own = app.state.engine = await asyncio.to_thread(Engine.load, settings, metrics)
+        index = app.state.engine.index
+        metrics.serving(index.index_id, index.manifest_sha256, index.model_sha256, len(index))
         await app.state.engine.check()
         yield
         if own is not None:
             await asyncio.to_thread(own.close)
+        await asyncio.to_thread(telemetry.close)
 
     app = FastAPI(
         title="astroclip",
@@ -45,9 +55,11 @@ def make_app(settings: Settings | None = None, engine: Engine | None = None) -> 
         docs_url=None,  # FastAPI's own page loads scripts from another host; ours does not
         redoc_url=None,
         openapi_url="/openapi.json",
+        telemetry=telemetry.of_fastapi(),
     )
     app.state.settings = settings
     app.state.engine = engine
+    app.state.metrics = metrics
     errors.install(app)
     openapi.install(app)
     for router in ROUTERS:
@@ -55,5 +67,6 @@ def make_app(settings: Settings | None = None, engine: Engine | None = None) -> 
     # The last added is the outermost.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
     app.add_middleware(InFlightLimit, max_in_flight=settings.max_in_flight)
-    app.add_middleware(TraceMiddleware)
+    ended = (logs.access,) if settings.access_log else ()
+    app.add_middleware(TraceMiddleware, metrics=metrics, telemetry=telemetry, ended=ended)
     return app

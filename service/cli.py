@@ -165,7 +165,10 @@ def _quiet_loading() -> None:
 def _run(settings: Settings, engine: Engine) -> None:
     import uvicorn
 
+    from service import logs
     from service.app import make_app
+
+    logs.configure(settings)
 
     base = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else settings.host}:{settings.port}"
     _say(f"Page:  {base}/\nDocs:  {base}/docs\nTry:   curl -s '{base}/v1/objects?random=1'")
@@ -175,7 +178,8 @@ def _run(settings: Settings, engine: Engine) -> None:
             make_app(settings, engine),
             host=settings.host,
             port=settings.port,
-            log_level=settings.log_level,
+            log_config=None,  # logs.configure did it
+            access_log=False,  # the access line is ours
             timeout_graceful_shutdown=20,
             server_header=False,
         )

@@ -10,6 +10,7 @@ here knows HTTP; failures are the exceptions of `astroclip.errors`.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from astroclip.errors import AstroClipError, IndexFileError, InputError, LimitEr
 from astroclip.io import read_images, read_spectra
 from astroclip.types import Image, Modality, Spectrum
 from service.canary import canary
+from service.metrics import Metrics
 from service.settings import Settings
 from service.trace import Trace
 from service.uploads import ReadOptions, Upload
@@ -68,8 +70,11 @@ class Embedded:
 class Engine:
     """See the module. `embedder` and `index` must belong together, which `__init__` checks."""
 
-    def __init__(self, embedder: Embedder, index: SurveyIndex, settings: Settings) -> None:
+    def __init__(
+        self, embedder: Embedder, index: SurveyIndex, settings: Settings, metrics: Metrics | None = None
+    ) -> None:
         _check_provenance(embedder, index)
+        self.metrics = metrics or Metrics()
         self.embedder, self.index, self.settings = embedder, index, settings
         self.started = time.time()
         self._decoding = ThreadPoolExecutor(settings.decode_threads, "decode")
@@ -82,7 +87,7 @@ class Engine:
         self._canary_at = 0.0
 
     @classmethod
-    def load(cls, settings: Settings) -> Engine:
+    def load(cls, settings: Settings, metrics: Metrics | None = None) -> Engine:
         """Model and index from disk. Raises InputError, IndexFileError, ProvenanceError."""
         from astroclip.embed import Embedder
         from index import SurveyIndex
@@ -92,7 +97,7 @@ class Engine:
             settings.model_dir, device=settings.device, dtype=settings.dtype, batch_size=settings.encode_batch
         )
         index.catalog.warm()
-        return cls(embedder, index, settings)
+        return cls(embedder, index, settings, metrics)
 
     def close(self) -> None:
         for pool in (self._decoding, self._inference, self._searching):
@@ -164,6 +169,7 @@ class Engine:
             error = p.error
             if vector is not None and not np.all(np.isfinite(vector)):
                 vector, error = None, _no_vector(p)
+                self.metrics.nonfinite(p.modality)
             out.append(Embedded(p, vector, error))
         return out
 
@@ -202,8 +208,10 @@ class Engine:
             result = work(*args, **keywords)
             return result, start - asked, time.perf_counter() - start
 
-        result, waited, worked = await asyncio.get_running_loop().run_in_executor(pool, timed)
-        trace.add("queue", waited)
+        # With the request's context, so that what the thread logs says whose work it was.
+        context = contextvars.copy_context()
+        result, waited, worked = await asyncio.get_running_loop().run_in_executor(pool, context.run, timed)
+        trace.add("queue", waited, ended_ago=worked)
         trace.add(stage, worked)
         return result
 

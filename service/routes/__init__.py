@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.routes import embed, health, info, lists, objects, pages, search, vo
+from service.routes import embed, health, info, lists, metrics, objects, pages, search, vo
 
 __all__ = ["ROUTERS"]
 
@@ -16,5 +16,6 @@ ROUTERS: tuple[APIRouter, ...] = (
     info.router,
     vo.router,
     health.router,
+    metrics.router,
     pages.router,
 )
