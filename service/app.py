@@ -68,5 +68,6 @@ def make_app(
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
     app.add_middleware(InFlightLimit, max_in_flight=settings.max_in_flight)
     ended = (logs.access,) if settings.access_log else ()
-    app.add_middleware(TraceMiddleware, metrics=metrics, telemetry=telemetry, ended=ended)
+    routes = [route for router in ROUTERS for route in router.routes]
+    app.add_middleware(TraceMiddleware, metrics=metrics, telemetry=telemetry, routes=routes, ended=ended)
     return app

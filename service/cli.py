@@ -171,8 +171,9 @@ def _run(settings: Settings, engine: Engine) -> None:
     logs.configure(settings)
 
     base = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else settings.host}:{settings.port}"
-    _say(f"Page:  {base}/\nDocs:  {base}/docs\nTry:   curl -s '{base}/v1/objects?random=1'")
-    _say(f"       curl -s --data-binary @spectrum.fits '{base}/v1/estimate?modality=spectrum'")
+    if not logs.is_json(settings):  # else a machine reads
+        _say(f"Page:  {base}/\nDocs:  {base}/docs\nTry:   curl -s '{base}/v1/objects?random=1'")
+        _say(f"       curl -s --data-binary @spectrum.fits '{base}/v1/estimate?modality=spectrum'")
     try:
         uvicorn.run(
             make_app(settings, engine),

@@ -15,6 +15,7 @@ import json
 import logging
 import sys
 import time
+from functools import lru_cache
 from typing import IO, Any
 
 from service.settings import Settings
@@ -30,6 +31,7 @@ _QUIET = ("/livez", "/readyz", "/metrics")  # asked every few seconds by machine
 
 # What every record has; all else was given as `extra` and stands in the line. color_message is uvicorn's.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+_JSON = json.JSONEncoder(default=str, allow_nan=False)
 _ESCAPED = {
     number: f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
     for number in (*range(32), *range(127, 160), 0x2028, 0x2029)
@@ -38,9 +40,9 @@ _ESCAPED = {
 
 def is_json(settings: Settings, stream: IO[str] | None = None) -> bool:
     """Whether logs to `stream` (standard error) are JSON: where `log_format` is auto, when nobody sits before it."""
-    return settings.log_format == "json" or (
-        settings.log_format == "auto" and not (stream or sys.stderr).isatty()
-    )  # fmt: skip
+    if settings.log_format != "auto":
+        return settings.log_format == "json"
+    return not (stream or sys.stderr).isatty()
 
 
 def configure(settings: Settings, stream: IO[str] | None = None) -> None:
@@ -97,7 +99,7 @@ class JsonFormatter(logging.Formatter):
         if text := _exception(self, record):
             entry["exception"] = text
         try:
-            return json.dumps(entry, default=str, allow_nan=False)
+            return _JSON.encode(entry)
         except ValueError:  # JSON has no NaN
             return json.dumps({name: value if isinstance(value, int) else str(value) for name, value in entry.items()})
 
@@ -130,7 +132,12 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _time(record: logging.LogRecord) -> str:
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"
+    return f"{_second(int(record.created))}.{int(record.msecs):03d}Z"
+
+
+@lru_cache(maxsize=4)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _exception(formatter: logging.Formatter, record: logging.LogRecord) -> str:

@@ -130,7 +130,7 @@ class Settings(BaseSettings):
     )
     access_log: bool = Field(
         default=True,
-        description="One line a request; it costs some 30 microseconds. Off, warnings and errors are still logged.",
+        description="One line a request; it costs some 25 microseconds. Off, warnings and errors are still logged.",
     )
     telemetry: Literal["auto", "on", "off"] = Field(
         default="auto",

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import Metrics
@@ -115,15 +115,21 @@ def current_trace() -> Trace | None:
 class TraceMiddleware:
     """Adds the trace; a request id sent by the caller is kept when it is a plain short word.
 
+    routes: those of the application, so that a request refused before it was routed counts for its route as well.
     ended: told of every request's trace after its answer is out.
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, telemetry: Telemetry, ended: Sequence[Callable[[Trace], None]] = ()
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        telemetry: Telemetry,
+        routes: Sequence[BaseRoute] = (),
+        ended: Sequence[Callable[[Trace], None]] = (),
     ) -> None:
         self.app = app
         self.metrics, self.telemetry = metrics, telemetry
-        self.ended = tuple(ended)
+        self.routes, self.ended = tuple(r for r in routes if isinstance(r, Route)), tuple(ended)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -176,7 +182,7 @@ class TraceMiddleware:
             await response(scope, receive, send_traced)
         finally:
             trace.seconds = time.perf_counter() - trace.started
-            trace.route = _route(scope)
+            trace.route = self._route(scope)
             self._count(trace)
             if self.telemetry.on:
                 self.telemetry.ended(trace)
@@ -190,10 +196,9 @@ class TraceMiddleware:
         if trace.error is not None or status >= 400:
             self.metrics.rejected(trace.error or ("client_left" if status == CLIENT_LEFT else "other"))
 
-
-def _route(scope: Scope) -> str:
-    """The template of the route a request was for, also where it was refused before it came there."""
-    route = scope.get("route")
-    if route is None and "app" in scope:
-        route = next((r for r in scope["app"].routes if r.matches(scope)[0] is not Match.NONE), None)
-    return getattr(route, "path", UNMATCHED)
+    def _route(self, scope: Scope) -> str:
+        """The template of the route that a request was for."""
+        route = scope.get("route")
+        if route is None:
+            route = next((r for r in self.routes if r.path_regex.match(scope["path"])), None)
+        return getattr(route, "path_format", UNMATCHED)
