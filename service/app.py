@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -19,6 +20,8 @@ from service.telemetry import Telemetry, open_telemetry
 from service.trace import TraceMiddleware
 
 __all__ = ["make_app"]
+
+log = logging.getLogger("astroclip.service")
 
 
 def make_app(
@@ -41,6 +44,7 @@ def make_app(
             own = app.state.engine = await asyncio.to_thread(Engine.load, settings, metrics)
         index = app.state.engine.index
         metrics.serving(index.index_id, index.manifest_sha256, index.model_sha256, len(index))
+        log.info("serving index %s: %d objects", index.index_id, len(index), extra=_identity(app.state.engine))
         await app.state.engine.check()
         yield
         if own is not None:
@@ -71,3 +75,9 @@ def make_app(
     routes = [route for router in ROUTERS for route in router.routes]
     app.add_middleware(TraceMiddleware, metrics=metrics, telemetry=telemetry, routes=routes, ended=ended)
     return app
+
+
+def _identity(engine: Engine) -> dict[str, str]:
+    """What is served, as the fields of a log line."""
+    index, model = engine.index, engine.embedder
+    return {"index": index.index_id, "manifest_sha256": index.manifest_sha256, "model_sha256": model.model_sha256}

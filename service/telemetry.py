@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 _UNTRACED = ("/livez", "/readyz", "/metrics")  # machines ask them every few seconds
 _PRIVATE = ("url.path", "url.query")  # positions and object ids; http.route says which call it was
 _MOST_CHARS = 256  # of an attribute: headers of callers enter some
+_CLOSE_S = 3.0
 _NO_EXTRA = "Tracing is asked for, but its packages are not installed: pip install 'astroclip[telemetry]'."
 
 
@@ -87,9 +89,11 @@ class Telemetry:
             self._tracer.start_span(stage, context=parent, start_time=start, attributes=shared).end(ended)
 
     def close(self) -> None:
-        """Send what waits to be sent; bounded by the exporter's own timeout."""
+        """Send what waits to be sent, for as long as a server that ends may wait for a collector that is gone."""
         if self.provider is not None:
-            self.provider.shutdown()
+            sending = threading.Thread(target=self.provider.shutdown, name="telemetry", daemon=True)
+            sending.start()
+            sending.join(_CLOSE_S)
 
 
 def open_telemetry(settings: Settings, environment: Mapping[str, str] = os.environ) -> Telemetry:
