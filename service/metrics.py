@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 from prometheus_client import (
     CollectorRegistry,
     Counter,
-    GCCollector,
     Gauge,
+    GCCollector,
     Histogram,
     Info,
     ProcessCollector,
