@@ -1,6 +1,8 @@
-"""Answers: a request searched, judged and written down. Everything here runs in the search pool.
+"""Answers: a request searched, judged and written down. Everything here runs in the search workers.
 
 request + embedded uploads -> Resolved -> hits (filter, exclusion) -> estimates -> trust -> answer model
+
+What searches is a generator, so that equal searches of several requests are made together: see `service.searching`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from astroclip.errors import InputError, NotFoundError
 from astroclip.types import MODALITIES, Flag, Modality, Quality
 from index import (
     Hits,
+    How,
     SearchReport,
     SurveyIndex,
     Trust,
@@ -50,6 +53,7 @@ from service.schemas import (
     SearchRequest,
     TrustModel,
 )
+from service.searching import Search, Searching
 
 __all__ = ["estimate_answer", "object_models", "quality_model", "search_answer", "trust_models"]
 
@@ -60,18 +64,18 @@ _EMPTY_FILTER = Flag("empty_filter", "No object of the index passes the filter."
 
 def search_answer(
     engine: Engine, request: SearchRequest, uploads: Mapping[Modality, Embedded], request_id: str
-) -> SearchAnswer:
+) -> Searching[SearchAnswer]:
     """The answer to a search; the default target is "either"."""
     _check_sizes(engine, request)
     target: Target = request.target or "either"
     resolved = resolve(engine, request.query, uploads, target, request.fuse)
-    resolved, hits, report = _find(engine, request, resolved, target)
+    resolved, hits, report = yield from _find(engine, request, resolved, target)
     return SearchAnswer(**_common(engine, request, uploads, resolved, hits, report, request_id))
 
 
 def estimate_answer(
     engine: Engine, request: EstimateRequest, uploads: Mapping[Modality, Embedded], request_id: str
-) -> EstimateAnswer:
+) -> Searching[EstimateAnswer]:
     """The answer to an estimate. Without a target, neighbours are sought in the query's own modality, where the
     embedding is most precise; those of a fused query where the index's calibration found that they tell most. Without
     k, each property uses as many as the index chose for it, and as many hits are returned as the most of them. Method
@@ -86,7 +90,7 @@ def estimate_answer(
         wanted = neighbours_wanted(engine.index, request.properties, pair, request.density > 0)
         settings = engine.settings
         request = request.model_copy(update={"k": min(max(wanted, settings.default_k), settings.max_k)})
-    resolved, hits, report = _find(engine, request, resolved, target)
+    resolved, hits, report = yield from _find(engine, request, resolved, target)
     with _unknown_is_unusable("properties"):
         if request.method == "head":
             models, flags = _by_head(engine, request, resolved)
@@ -149,25 +153,25 @@ def _check_sizes(engine: Engine, request: SearchRequest) -> None:
 
 def _find(
     engine: Engine, request: SearchRequest, resolved: Resolved, target: Target
-) -> tuple[Resolved, Hits, SearchReport]:
+) -> Searching[tuple[Resolved, Hits, SearchReport]]:
     """The query with the remarks of its search, what was found, and how."""
     index = engine.index
     mask = _mask(index, request.filter)
     if mask is not None and not mask.any():
         resolved = replace(resolved, flags=(*resolved.flags, _EMPTY_FILTER))
-    how: dict[str, Any] = {
+    how: How = {
         "target": target,
         "k": engine.settings.default_k if request.k is None else request.k,
         "mask": mask,
-        "exclude_rows": _excluded(index, resolved, request.exclude_arcsec),
         "order": request.order,
         "score_threshold": request.score_threshold,
     }
+    excluded = _excluded(index, resolved, request.exclude_arcsec)
     if resolved.examples is not None:
+        how["exclude_rows"] = excluded
         hits, report = index.search_examples(resolved.examples, **how)
     else:
-        found, report = index.search(resolved.vector[None], query_modality=resolved.modality, **how)
-        hits = found[0]
+        hits, report = yield Search(resolved.vector, excluded, {**how, "query_modality": resolved.modality})
     return resolved, hits, report
 
 
@@ -296,7 +300,7 @@ def _count_judged(engine: Engine, judged: Iterable[tuple[Modality, Trust]]) -> N
     """The OOD rate of the metrics; where nothing could be judged, nothing is counted."""
     for modality, trust in judged:
         if trust.ood_p is not None:
-            engine.metrics.judged(modality, any(flag.code == "out_of_distribution" for flag in trust.flags))
+            engine.workers.metrics.judged(modality, any(flag.code == "out_of_distribution" for flag in trust.flags))
 
 
 def _uploaded(uploads: Mapping[Modality, Embedded], resolved: Resolved, modality: Modality) -> Quality | None:

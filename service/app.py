@@ -11,8 +11,9 @@ from fastapi import FastAPI
 
 from astroclip import __version__
 from service import errors, logs, openapi
+from service.admission import Admission
 from service.engine import Engine
-from service.limits import BodyLimit, InFlightLimit
+from service.limits import BodyLimit
 from service.metrics import Metrics
 from service.routes import ROUTERS
 from service.settings import Settings
@@ -34,7 +35,7 @@ def make_app(
     telemetry: where spans go, for tests; else what settings and environment ask for.
     """
     settings = settings or (engine.settings if engine else Settings())
-    metrics = engine.metrics if engine else Metrics()
+    metrics = engine.workers.metrics if engine else Metrics()
     telemetry = telemetry or open_telemetry(settings)
 
     @asynccontextmanager
@@ -69,8 +70,13 @@ def make_app(
     for router in ROUTERS:
         app.include_router(router)
     # The last added is the outermost.
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
-    app.add_middleware(InFlightLimit, max_in_flight=settings.max_in_flight)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=settings.max_body_bytes,
+        timeout_s=settings.body_timeout_s,
+        max_total_bytes=settings.max_body_bytes_in_flight,
+    )
+    app.add_middleware(Admission, settings=settings)
     ended = (logs.access,) if settings.access_log else ()
     routes = [route for router in ROUTERS for route in router.routes]
     app.add_middleware(TraceMiddleware, metrics=metrics, telemetry=telemetry, routes=routes, ended=ended)

@@ -106,9 +106,68 @@ class Settings(BaseSettings):
         "ood_level, since it says that two files do not belong together.",
     )
     max_in_flight: int = Field(
-        default=64,
+        default=256,
         ge=1,
-        description="POST requests at work at once; one more is answered 429: it would wait longer than clients do.",
+        description="POST requests at work at once; one more is answered 429. Four full batches of single objects: "
+        "more would only wait. A caller who has less than half of an equal share is let in beyond it.",
+    )
+    max_body_bytes_in_flight: int = Field(
+        default=2**30,
+        ge=2**20,
+        description="Bytes of all request bodies at work together: 32 of the largest; a body that would pass it is "
+        "answered 429.",
+    )
+    max_wait_s: float = Field(
+        default=2.0,
+        gt=0,
+        description="Predicted waiting time beyond which a request is answered 429 at once: what a person at a page "
+        "waits. Patient requests (`X-Priority: batch`) are let in up to thirty times of it.",
+    )
+    deadline_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="Time after which nobody waits for an answer: what still waits then is dropped with 429. Five "
+        "times max_wait_s, since predictions are not promises; a request may name less in `X-Deadline-Ms`.",
+    )
+    batch_deadline_s: float = Field(
+        default=300.0, gt=0, description="The same for patient requests: max_items objects take about a minute."
+    )
+    max_interactive_items: int = Field(
+        default=16,
+        ge=1,
+        description="Objects up to which a request counts as that of a person who waits; larger ones give way to "
+        "these, as `X-Priority: batch` does.",
+    )
+    max_waiting: int = Field(
+        default=2048,
+        ge=1,
+        description="Objects (and searches) that may wait for their turn: four of the largest requests.",
+    )
+    batch_window_s: float = Field(
+        default=0.004,
+        ge=0,
+        le=1,
+        description="How long the model waits for a batch to fill, under load only: on two cores an image alone takes "
+        "10 ms and one of many 2 ms, so a few milliseconds are well spent; 0 never waits.",
+    )
+    search_batch: int = Field(
+        default=32,
+        ge=1,
+        le=1024,
+        description="Requests whose searches are made together: a million vectors of 128 take 41 ms for one query "
+        "and 4.5 ms each in a batch.",
+    )
+    max_worker_failures: int = Field(
+        default=3,
+        ge=1,
+        description="Batches in a row without any success after which /readyz says 503: two may be bad luck with "
+        "inputs, three are the device.",
+    )
+    stuck_after_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="Age of one batch at which its worker counts as stuck and /readyz says 503: the largest takes "
+        "seconds.",
     )
     decode_threads: int = Field(default=2, ge=1, le=64, description="Threads that read uploads while the model runs.")
     search_threads: int = Field(default=2, ge=1, le=64, description="Threads that search the index.")

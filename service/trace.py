@@ -54,9 +54,10 @@ class Trace:
     caller: id of the API key, or "anonymous": whose share of the service this request is.
     batch: it is patient, and gives way to those that are not.
     deadline: `time.monotonic()` after which nobody waits for the answer any more.
+    on_read: to be told how many objects the request brings, once they are read (`service.admission`).
     error: code of the error it was answered with.
     method, route, status, seconds, bytes_in, bytes_out: what became of it; route is a template (or `UNMATCHED`), method
-    one of HTTP's own (or OTHER), so that neither holds anything a caller made up. status is None until headers went out.
+    one of HTTP's own (or OTHER), so that neither holds anything a caller made up; status is None before the headers.
     marks: None, or (stage, when it ended in `time.time_ns()`, seconds) for those who export spans.
     """
 
@@ -64,6 +65,7 @@ class Trace:
     caller: str = "anonymous"
     batch: bool = False
     deadline: float = math.inf
+    on_read: Callable[[int], None] = field(default=lambda count: None, repr=False)
     ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     extra_headers: dict[str, str] = field(default_factory=dict)
     error: str | None = None

@@ -95,7 +95,7 @@ async def _embed(request: Request, modality: Modality) -> Response:
     trusts = await engine.search(trace, trust_models, engine, embedded)
     for e in embedded:
         if e.error is not None:
-            engine.metrics.item_refused(modality, e.error.code)
+            engine.workers.metrics.item_refused(modality, e.error.code)
     items = [_item(e, trust, trace.request_id) for e, trust in zip(embedded, trusts, strict=True)]
     return json_answer(EmbedAnswer(request_id=trace.request_id, items=items, **engine.provenance()))
 

@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import uvicorn
@@ -158,6 +159,41 @@ def test_lines_from_the_threads_of_the_pools_name_the_request(asking, monkeypatc
     assert [entry["message"] for entry in said] == ["in decode", "in search"]
     assert {entry["request_id"] for entry in said} == {"mine"}
     assert all(say.values())
+
+
+def test_lines_from_a_search_that_shares_its_call_name_their_own_request(asking, engine, monkeypatch):
+    """What runs between the steps of `service.searching` as well: before the index is asked, and after."""
+    import service.answer
+
+    client, stream = asking()
+    plain, work = logging.getLogger("astroclip.test"), service.answer.search_answer
+
+    def noting(engine, asked, embedded, request_id):
+        plain.warning("before")
+        answer = yield from work(engine, asked, embedded, request_id)
+        plain.warning("after")
+        return answer
+
+    monkeypatch.setattr("service.routes.search.search_answer", noting)
+    name = engine.index.catalog.take([0], ["object_id"]).column(0).to_pylist()[0]
+    body = {"query": {"object_id": name}}
+
+    def post(number):
+        return client.post("/v1/search", json=body, headers={"x-request-id": f"r{number}"}).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(post, range(8))) == {200}
+    said = [(e["message"], e["request_id"]) for e in stream.entries() if e["logger"] == "astroclip.test"]
+    assert sorted(said) == sorted((word, f"r{n}") for word in ("before", "after") for n in range(8))
+
+
+def test_a_batch_that_fails_names_the_requests_in_it(asking, engine, monkeypatch, galaxy):
+    client, stream = asking()
+    monkeypatch.setattr(engine.embedder, "encode", lambda grids: 1 / 0)
+    answer = client.post("/v1/embed/image", content=image_fits(galaxy), headers={"x-request-id": "mine"})
+    assert answer.status_code == 422
+    (failed,) = [entry for entry in stream.entries() if "failed in inference" in entry["message"]]
+    assert failed["request_id"] == "mine" and "ZeroDivisionError" in failed["exception"]
 
 
 def test_outside_of_a_request_there_is_no_request(configured):

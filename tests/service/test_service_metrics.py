@@ -311,7 +311,7 @@ def test_times_are_on_a_fault_and_on_429(settings, engine, monkeypatch):
     for answer, status in ((refused, 429), (failed, 500)):
         assert answer.status_code == status
         assert {*TIMES, "x-request-id", "server-timing"} <= set(answer.headers)
-    assert 'reason="overloaded"' in own.metrics.text().decode()
+    assert 'reason="overloaded"' in own.workers.metrics.text().decode()
 
 
 def test_server_timing_adds_up(served, engine):
