@@ -134,10 +134,14 @@ class Metrics:
         self._swaps = self._labelled(
             Counter, "astroclip_index_swaps_total", "Index swaps: swapped, refused, unchanged.", ("outcome",)
         )
-        self._index = self._plain(Info, "astroclip_index", "The index served, and the model it was built with.")
+        self._index = self._info(
+            "astroclip_index",
+            "The index served, and the model it was built with.",
+            ("id", "manifest_sha256", "model_sha256"),
+        )
         self._loaded = self._plain(Gauge, "astroclip_index_loaded_timestamp_seconds", "When the index was taken up.")
         self._objects = self._plain(Gauge, "astroclip_index_objects", "Objects of the index.")
-        self._plain(Info, "astroclip_build", "The version of this software.").info({"version": __version__})
+        self._info("astroclip_build", "The version of this software.", ("version",)).info({"version": __version__})
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self._bounded_series()
@@ -225,9 +229,13 @@ class Metrics:
     # -- making ----------------------------------------------------------------------------------------------------
 
     def _plain(self, kind: type[M], name: str, text: str, labels: tuple[str, ...] = (), **keywords: Any) -> M:
-        shown = f"{name}_info" if kind is Info else name
-        self.described.append(Described(shown, kind.__name__.lower(), labels, text))
+        self.described.append(Described(name, kind.__name__.lower(), labels, text))
         return kind(name, text, labels, registry=self.registry, **keywords)
+
+    def _info(self, name: str, text: str, labels: tuple[str, ...]) -> Info:
+        """labels: for the documentation; an Info takes them when it is set."""
+        self.described.append(Described(f"{name}_info", "info", labels, text))
+        return Info(name, text, registry=self.registry)
 
     def _labelled(
         self, kind: type[MetricWrapperBase], name: str, text: str, labels: tuple[str, ...], **keywords: Any

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from pathlib import Path
 
 import httpx2
 import numpy as np
@@ -239,6 +240,20 @@ def test_there_are_metrics_before_there_is_an_engine(settings):
     client = TestClient(make_app(settings))  # not entered: nothing is loaded
     assert client.get("/readyz").status_code == 503
     assert 'astroclip_rejected_total{reason="not_ready"} 1.0' in client.get("/metrics").text
+
+
+def test_the_docs_name_metrics_and_labels_that_there_are():
+    """The alert rules above all: a rule over a metric that does not exist never fires."""
+    page = (Path(__file__).resolve().parents[2] / "docs/operations.md").read_text()
+    labels = {item.name: set(item.labels) for item in Metrics()}
+    ends = {"histogram": ("_count", "_sum", "_bucket"), "gauge": ("",), "counter": ("",), "info": ("",)}
+    series = {item.name + end: item.name for item in Metrics() for end in ends.get(item.kind, ("",))}
+    rules = "\n".join(re.findall(r"^ {12}.*$", page, flags=re.MULTILINE))
+    named = set(re.findall(r"\b(?:astroclip|process|python)_[a-z_]+", rules))
+    assert named and named <= set(series)
+    selected = re.findall(r"(astroclip_\w+)\{(\w+)", rules)
+    assert selected and all(label in labels[series[name]] for name, label in selected)
+    assert set(re.findall(r"\bastroclip_[a-z]+_[a-z_]+", page)) <= set(series) | set(labels)
 
 
 def test_names_follow_the_conventions():
