@@ -92,7 +92,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line: time (UTC), level, logger, message, request_id, caller, what `extra` gave, exception."""
 
     def format(self, record: logging.LogRecord) -> str:
-        entry = {"time": _time(record), "level": record.levelname.lower(), "logger": record.name}
+        entry: dict[str, Any] = {"time": _time(record), "level": record.levelname.lower(), "logger": record.name}
         entry["message"] = record.getMessage()
         for name, value in _fields(record).items():
             entry.setdefault(name, value)

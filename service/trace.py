@@ -169,7 +169,7 @@ class TraceMiddleware:
         except ClientDisconnect:
             trace.error = "client_left"
         except Exception:
-            log.exception("unexpected error")
+            log.exception("unexpected error in request %s", trace.request_id)
             if trace.status is not None:  # the status line is out: all we can do is cut the connection
                 trace.error = "internal_error"
                 raise
