@@ -96,7 +96,7 @@ class Batcher(Generic[Item, Result]):
         NotReadyError when the service stops.
         """
         chosen = lane if lane is not None else Lane.patient if trace.batch else Lane.interactive
-        ticket = _Ticket(asyncio.get_running_loop(), trace.deadline)
+        ticket = _Ticket(asyncio.get_running_loop(), trace.deadline, trace.request_id)
         jobs = [_Job(chosen, trace.caller, group, item, ticket, place) for place, item in enumerate(items)]
         ticket.expect(len(jobs))
         if jobs:
@@ -105,8 +105,9 @@ class Batcher(Generic[Item, Result]):
             await ticket.answered
         finally:
             if ticket.done:
-                trace.add("queue", ticket.taken - ticket.asked)
-                trace.add(stage, ticket.done - ticket.taken)
+                now = time.perf_counter()
+                trace.add("queue", ticket.taken - ticket.asked, ended_ago=now - ticket.taken)
+                trace.add(stage, ticket.done - ticket.taken, ended_ago=now - ticket.done)
         return ticket.results
 
     def _enqueue(self, jobs: list[_Job]) -> None:
@@ -248,9 +249,12 @@ class Batcher(Generic[Item, Result]):
             self._metrics.failure(self.name, "batch" if len(jobs) > 1 else "item")
             if len(jobs) == 1:
                 if not isinstance(error, AstroClipError):
-                    log.exception("one item failed in %s", self.name)
+                    log.exception("one item failed in %s", self.name, extra=_requests(jobs))
                 return [error]
-            log.warning("a batch of %d failed in %s (%s); halving it", len(jobs), self.name, type(error).__name__)
+            failed = type(error).__name__
+            log.warning(
+                "a batch of %d failed in %s (%s); halving it", len(jobs), self.name, failed, extra=_requests(jobs)
+            )
         middle = len(jobs) // 2
         return self._results(group, jobs[:middle]) + self._results(group, jobs[middle:])
 
@@ -279,6 +283,7 @@ class _Ticket:
 
     loop: asyncio.AbstractEventLoop
     deadline: float
+    request_id: str
     asked: float = field(default_factory=time.perf_counter)
     taken: float = math.inf
     done: float = 0.0
@@ -316,6 +321,12 @@ class _Job:
 def _resolve(tickets: Sequence[_Ticket]) -> None:
     for ticket in tickets:
         ticket.resolve()
+
+
+def _requests(jobs: Sequence[_Job]) -> dict[str, Any]:
+    """Whose work it is, for a line in the log: a worker's thread is in no request's context."""
+    names = list(dict.fromkeys(job.ticket.request_id for job in jobs))
+    return {"request_id": names[0]} if len(names) == 1 else {"request_ids": names}
 
 
 def _too_late() -> OverloadError:

@@ -134,8 +134,8 @@ def demo(
 
     settings = Settings(index_dir=DEMO_INDEX, model_dir=DEMO_MODEL, host=host, port=port, device=device)
     engine = _load(settings)
-    _say(f"{len(engine.index):,} simulated galaxies, model {engine.embedder.model_id} on {engine.embedder.device}.")
-    _run(settings, engine)
+    what = f"{len(engine.index):,} simulated galaxies, model {engine.embedder.model_id} on {engine.embedder.device}."
+    _run(settings, engine, what)
 
 
 def serve(
@@ -148,8 +148,8 @@ def serve(
     """Serve an index. Every setting can also be given in the environment as ASTROCLIP_<NAME>."""
     settings = _settings(index, model, host=host, port=port, device=device)
     engine = _load(settings)
-    _say(f"{engine.index.manifest.survey}: {len(engine.index):,} objects, model {engine.embedder.model_id}.")
-    _run(settings, engine)
+    what = f"{engine.index.manifest.survey}: {len(engine.index):,} objects, model {engine.embedder.model_id}."
+    _run(settings, engine, what)
 
 
 def _settings(index: Path | None, model: Path | None, **others: Any) -> Settings:
@@ -174,20 +174,25 @@ def _quiet_loading() -> None:
     logging.disable_progress_bar()
 
 
-def _run(settings: Settings, engine: Engine) -> None:
+def _run(settings: Settings, engine: Engine, what: str) -> None:
     import uvicorn
 
+    from service import logs
     from service.app import make_app
 
+    logs.configure(settings)
+
     base = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else settings.host}:{settings.port}"
-    _say(f"Page:  {base}/\nDocs:  {base}/docs\nTry:   curl -s '{base}/v1/objects?random=1'")
-    _say(f"       curl -s --data-binary @spectrum.fits '{base}/v1/estimate?modality=spectrum'")
+    if not logs.is_json(settings):  # else a machine reads
+        _say(f"{what}\nPage:  {base}/\nDocs:  {base}/docs\nTry:   curl -s '{base}/v1/objects?random=1'")
+        _say(f"       curl -s --data-binary @spectrum.fits '{base}/v1/estimate?modality=spectrum'")
     try:
         uvicorn.run(
             make_app(settings, engine),
             host=settings.host,
             port=settings.port,
-            log_level=settings.log_level,
+            log_config=None,  # logs.configure did it
+            access_log=False,  # the access line is ours
             timeout_graceful_shutdown=20,
             server_header=False,
         )

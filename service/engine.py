@@ -10,6 +10,7 @@ knows HTTP; failures are the exceptions of `astroclip.errors`.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ from astroclip.io import read_images, read_spectra
 from astroclip.types import Image, Modality, Spectrum
 from service.canary import canary
 from service.metrics import Metrics
+from service.searching import within
 from service.settings import Settings
 from service.trace import Trace
 from service.uploads import ReadOptions, Upload
@@ -184,6 +186,8 @@ class Engine:
             if isinstance(vector, OverloadError | NotReadyError):
                 raise vector
             if isinstance(vector, BaseException) or (vector is not None and not np.all(np.isfinite(vector))):
+                if not isinstance(vector, BaseException):  # which the worker counted
+                    self.workers.metrics.nonfinite(p.modality)
                 vector, error = None, _no_vector(p.modality)
             out.append(Embedded(p, vector, error))
         return out
@@ -210,7 +214,8 @@ class Engine:
     ) -> Any:
         """The result of index work, done by the search workers and timed; see `service.searching` for work that
         searches."""
-        job = partial(work, *arguments, **keywords)
+        # With the request's context, so that what the worker's thread logs says whose work it was.
+        job = within(contextvars.copy_context(), partial(work, *arguments, **keywords))
         return first_error(await self.workers.search.submit([job], self.index, trace, "search", lane))
 
     # -- readiness -------------------------------------------------------------------------------------------------

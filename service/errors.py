@@ -40,7 +40,7 @@ from astroclip.errors import (
     OverloadError,
     ProvenanceError,
 )
-from service.trace import trace_of
+from service.trace import current_trace, trace_of
 
 __all__ = ["MalformedRequest", "error_body", "error_response", "install", "status_of", "validation_error"]
 
@@ -109,6 +109,9 @@ def error_response(
     request_id: str,
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
+    """An answer in the one shape; the trace learns its code, for metrics and the access line."""
+    if (trace := current_trace()) is not None:
+        trace.error = code
     body = error_body(code, message, field=field, limit=limit, request_id=request_id)
     return JSONResponse({"error": body}, status_code=status, headers=headers)
 

@@ -195,8 +195,25 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on; loopback until an operator opens it.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes any that is free.")
-    log_level: str = Field(
-        default="info", description="How much uvicorn says: critical, error, warning, info or debug."
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
+        default="info",
+        description="How much is logged; at debug, also the requests of health and metrics, which machines send every "
+        "few seconds.",
+    )
+    # Observability
+    log_format: Literal["auto", "text", "json"] = Field(
+        default="auto",
+        description="Form of the logs: auto is text where standard error is a terminal, since a person reads it, and "
+        "JSON elsewhere, since a collector does.",
+    )
+    access_log: bool = Field(
+        default=True,
+        description="One line a request; it costs some 25 microseconds. Off, warnings and errors are still logged.",
+    )
+    telemetry: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="OpenTelemetry spans: auto sends them where the standard environment names an endpoint "
+        "(OTEL_EXPORTER_OTLP_ENDPOINT) and the extra telemetry is installed.",
     )
 
     # -- keys and rates --

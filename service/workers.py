@@ -10,6 +10,7 @@ and with which model and index, comes with the work (`service.engine`), so an in
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -89,12 +90,15 @@ class Workers:
             return result, start - asked, time.perf_counter() - start
 
         self._decodings += 1
+        context = contextvars.copy_context()  # so that what the thread logs says whose work it was
         try:
-            result, waited, worked = await asyncio.get_running_loop().run_in_executor(self._decoding, timed)
+            result, waited, worked = await asyncio.get_running_loop().run_in_executor(
+                self._decoding, context.run, timed
+            )
         finally:
             self._decodings -= 1
         self._decode_pace += 0.1 * (worked - self._decode_pace)
-        trace.add("queue", waited)
+        trace.add("queue", waited, ended_ago=worked)
         trace.add("decode", worked)
         return result
 
