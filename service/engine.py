@@ -10,7 +10,11 @@ knows HTTP; failures are the exceptions of `astroclip.errors`.
 from __future__ import annotations
 
 import asyncio
+<<<<<<< HEAD
 import hashlib
+=======
+import contextvars
+>>>>>>> main
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +38,7 @@ from astroclip.io import read_images, read_spectra
 from astroclip.types import Image, Modality, Spectrum
 from service.canary import canary
 from service.metrics import Metrics
+from service.searching import within
 from service.settings import Settings
 from service.trace import Trace
 from service.uploads import ReadOptions, Upload
@@ -177,8 +182,15 @@ class Engine:
         try:
             grid = self.embedder.prepare(item)
         except AstroClipError as error:
+<<<<<<< HEAD
             return Prepared(modality, upload.name, item.without_data(), error=error, upload=upload)
         return Prepared(modality, upload.name, item.without_data(), grid, upload=upload)
+=======
+            return Prepared(modality, name, item, error=error)
+        if self.workers.quarantine.holds(grid):
+            return Prepared(modality, name, item, error=_no_vector(modality))
+        return Prepared(modality, name, item, grid)
+>>>>>>> main
 
     async def embed(self, prepared: Sequence[Prepared], trace: Trace) -> list[Embedded]:
         """Vectors of what could be prepared (one modality a call), in order; errors are passed on in their place.
@@ -193,6 +205,7 @@ class Engine:
             vector, error = next(vectors) if p.grid is not None else None, p.error
             if isinstance(vector, OverloadError | NotReadyError):
                 raise vector
+<<<<<<< HEAD
             if isinstance(vector, BaseException):
                 vector, error = None, _no_vector(p)
             elif vector is not None and not np.all(np.isfinite(vector)):
@@ -204,6 +217,12 @@ class Engine:
                     hashlib.sha256(p.upload.data if p.upload else b"").hexdigest(),
                 )
                 vector, error = None, _no_vector(p)
+=======
+            if isinstance(vector, BaseException) or (vector is not None and not np.all(np.isfinite(vector))):
+                if not isinstance(vector, BaseException):  # which the worker counted
+                    self.workers.metrics.nonfinite(p.modality)
+                vector, error = None, _no_vector(p.modality)
+>>>>>>> main
             out.append(Embedded(p, vector, error))
         return out
 
@@ -229,7 +248,8 @@ class Engine:
     ) -> Any:
         """The result of index work, done by the search workers and timed; see `service.searching` for work that
         searches."""
-        job = partial(work, *arguments, **keywords)
+        # With the request's context, so that what the worker's thread logs says whose work it was.
+        job = within(contextvars.copy_context(), partial(work, *arguments, **keywords))
         return first_error(await self.workers.search.submit([job], self.index, trace, "search", lane))
 
     # -- readiness -------------------------------------------------------------------------------------------------
@@ -300,8 +320,7 @@ def _lists(index: SurveyIndex) -> tuple[Lists, str | None]:
         return Lists({}, {}), error.message
 
 
-def _no_vector(prepared: Prepared) -> InputError:
-    kind = prepared.modality
+def _no_vector(kind: Modality) -> InputError:
     return InputError(
         f"The model found no finite embedding for this {kind}. Its values may be far outside any survey's: flux "
         "units are nanomaggies (images) and 1e-17 erg/s/cm2/A (spectra).",

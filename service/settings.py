@@ -7,11 +7,12 @@ Limits of the file formats (HDUs, pixels, decompression ratio ...) and of filter
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from astroclip.limits import DEFAULT_LIMITS, ReaderLimits
 from index.filters import DEFAULT_FILTER_LIMITS, FilterLimits
@@ -190,6 +191,12 @@ class Settings(BaseSettings):
         description="Age of one batch at which its worker counts as stuck and /readyz says 503: the largest takes "
         "seconds.",
     )
+    quarantine_s: float = Field(
+        default=600.0,
+        ge=0,
+        description="How long an input that made the model fail, where others of its batch did not, is refused without "
+        "another pass: clients repeat what failed; 0 never refuses.",
+    )
     decode_threads: int = Field(default=2, ge=1, le=64, description="Threads that read uploads while the model runs.")
     search_threads: int = Field(default=2, ge=1, le=64, description="Threads that search the index.")
     canary_interval_s: float = Field(
@@ -197,8 +204,35 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on; loopback until an operator opens it.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes any that is free.")
-    log_level: str = Field(
-        default="info", description="How much uvicorn says: critical, error, warning, info or debug."
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
+        default="info",
+        description="How much is logged; at debug, also the requests of health and metrics, which machines send every "
+        "few seconds.",
+    )
+
+    # Connections.
+    head_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="The head of a request must have arrived by then (408): it is a few hundred bytes, and a connection "
+        "that sends none of it holds memory and a file.",
+    )
+    write_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="A client that reads nothing of its answer for so long is cut off: as long as a body may take.",
+    )
+    max_head_bytes: int = Field(
+        default=65536,
+        ge=1024,
+        description="Request line and headers (400): twice what proxies let through; the longest honest ones are "
+        "filters in the URL.",
+    )
+    max_connections: int = Field(
+        default=1024,
+        ge=2,
+        description="Open connections and requests at work; one more is answered 503. Many times max_in_flight, and "
+        "well below the usual limits of open files.",
     )
 
     # What one file and one filter may hold.
@@ -212,3 +246,60 @@ class Settings(BaseSettings):
         description="Limits of a filter, each by its name (`ASTROCLIP_FILTER__MAX_TERMS`); see the table of filter "
         "limits.",
     )
+    # Observability
+    log_format: Literal["auto", "text", "json"] = Field(
+        default="auto",
+        description="Form of the logs: auto is text where standard error is a terminal, since a person reads it, and "
+        "JSON elsewhere, since a collector does.",
+    )
+    access_log: bool = Field(
+        default=True,
+        description="One line a request; it costs some 25 microseconds. Off, warnings and errors are still logged.",
+    )
+    telemetry: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="OpenTelemetry spans: auto sends them where the standard environment names an endpoint "
+        "(OTEL_EXPORTER_OTLP_ENDPOINT) and the extra telemetry is installed.",
+    )
+
+    # -- keys and rates --
+    keys_file: Path | None = Field(
+        default=None,
+        description="File of API keys, made by `astroclip keys create`; every call but health and pages then wants "
+        "one. None: the service is open, which is for loopback or behind a proxy that asks who calls, and admin calls "
+        "are refused.",
+    )
+    metrics_open: bool = Field(
+        default=False,
+        description="Where there are keys, /metrics wants one with the scope read, as it tells how much is asked of "
+        "the service; Prometheus sends one by `authorization: credentials_file`. True opens it.",
+    )
+    max_rate_per_s: float = Field(
+        default=500.0,
+        ge=0,
+        description="Requests a second of one caller (a key, or an address without one), over 10 s; more are answered "
+        "429. No person reaches it, a runaway loop does; small lookups take half a millisecond each, so this many are "
+        "a quarter of what the event loop can do. 0: no bound.",
+    )
+    max_in_flight_per_caller: int = Field(
+        default=128,
+        ge=0,
+        description="Requests of one caller at work at once; one more is answered 429. Half of max_in_flight, so that "
+        "no caller takes all places. 0: no bound.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Origins (https://host[:port], comma between; * for all) whose web pages may call this service "
+        "from a browser; none by default, since a page anybody visits could otherwise read an open service on "
+        "loopback.",
+    )
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _origins(cls, found: object) -> object:
+        """Comma-separated in the environment; an origin has no path, or no browser ever sends it."""
+        origins = tuple(part.strip() for part in found.split(",") if part.strip()) if isinstance(found, str) else found
+        for origin in origins if isinstance(origins, tuple | list) else ():
+            if not re.fullmatch(r"\*|https?://[^/\s]+", str(origin)):
+                raise ValueError(f"found the origin {origin!r}; wanted https://host[:port] without a path, or *")
+        return origins
