@@ -10,11 +10,8 @@ knows HTTP; failures are the exceptions of `astroclip.errors`.
 from __future__ import annotations
 
 import asyncio
-<<<<<<< HEAD
-import hashlib
-=======
 import contextvars
->>>>>>> main
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -182,15 +179,10 @@ class Engine:
         try:
             grid = self.embedder.prepare(item)
         except AstroClipError as error:
-<<<<<<< HEAD
             return Prepared(modality, upload.name, item.without_data(), error=error, upload=upload)
-        return Prepared(modality, upload.name, item.without_data(), grid, upload=upload)
-=======
-            return Prepared(modality, name, item, error=error)
         if self.workers.quarantine.holds(grid):
-            return Prepared(modality, name, item, error=_no_vector(modality))
-        return Prepared(modality, name, item, grid)
->>>>>>> main
+            return Prepared(modality, upload.name, item.without_data(), error=_no_vector(modality), upload=upload)
+        return Prepared(modality, upload.name, item.without_data(), grid, upload=upload)
 
     async def embed(self, prepared: Sequence[Prepared], trace: Trace) -> list[Embedded]:
         """Vectors of what could be prepared (one modality a call), in order; errors are passed on in their place.
@@ -205,24 +197,15 @@ class Engine:
             vector, error = next(vectors) if p.grid is not None else None, p.error
             if isinstance(vector, OverloadError | NotReadyError):
                 raise vector
-<<<<<<< HEAD
-            if isinstance(vector, BaseException):
-                vector, error = None, _no_vector(p)
-            elif vector is not None and not np.all(np.isfinite(vector)):
-                self.workers.metrics.failure("inference", "non_finite")
-                log.error(
-                    "request %s: the model's output for a %s is not finite; sha256 of the input %s",
-                    trace.request_id,
-                    p.modality,
-                    hashlib.sha256(p.upload.data if p.upload else b"").hexdigest(),
-                )
-                vector, error = None, _no_vector(p)
-=======
             if isinstance(vector, BaseException) or (vector is not None and not np.all(np.isfinite(vector))):
                 if not isinstance(vector, BaseException):  # which the worker counted
                     self.workers.metrics.nonfinite(p.modality)
+                    log.error(
+                        "the model's output for a %s is not finite; sha256 of the input %s",
+                        p.modality,
+                        hashlib.sha256(p.upload.data if p.upload else b"").hexdigest(),
+                    )
                 vector, error = None, _no_vector(p.modality)
->>>>>>> main
             out.append(Embedded(p, vector, error))
         return out
 

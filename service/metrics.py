@@ -186,10 +186,6 @@ class Metrics:
         self._queue(worker).set_function(waiting)
 
     def failure(self, worker: str, what: str) -> None:
-<<<<<<< HEAD
-        """what: batch, item, restart or non_finite."""
-        self._failures.labels(worker, what).inc()
-=======
         """what: batch, item or restart."""
         self._failures(worker, what).inc()
 
@@ -198,7 +194,6 @@ class Metrics:
     def nonfinite(self, modality: str) -> None:
         """The model gave a vector that is not finite."""
         self._nonfinite(modality).inc()
->>>>>>> main
 
     def judged(self, modality: str, flagged: bool) -> None:
         """One vector judged; flagged: as out of distribution."""

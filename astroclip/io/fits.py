@@ -37,6 +37,9 @@ END = b"END".ljust(CARD)
 _BITPIX = (8, 16, 32, 64, -32, -64)
 _TFORM = re.compile(r"\s*\d*([LXBIJKAEDCMPQ])")
 MAX_TEXT = 1024  # characters of a value: CONTINUE cards can make it megabytes, which no name or unit is
+# What sizes hang on: of two such cards astropy takes the last in one place and the first in another, and NAXIS = 10^18
+# keeps it busy for ever.
+_STRUCTURE = re.compile(rb"SIMPLE|XTENSION|BITPIX|NAXIS\d*|PCOUNT|GCOUNT|GROUPS|TFIELDS|TFORM\d+|THEAP|ZIMAGE")
 _LOCK = threading.Lock()  # `warnings.catch_warnings` changes the state of the whole process
 
 
@@ -246,6 +249,7 @@ def _scan_header(
     if len(first) == len(wanted) and first != wanted:
         raise damaged(f"with a header at byte {offset:,} that does not start with {wanted[:8].decode().strip()}")
     used = continued = 0
+    seen: set[bytes] = set()
     while True:
         card = data[offset + used * CARD : offset + (used + 1) * CARD]
         if len(card) < CARD:
@@ -272,9 +276,20 @@ def _scan_header(
             )
         if card == END:
             break
+        keyword = _keyword(card)
+        if _STRUCTURE.fullmatch(keyword):
+            if keyword in seen:
+                raise damaged(f"with two cards {keyword.decode()} in one header")
+            seen.add(keyword)
     end = offset + -(-used * CARD // BLOCK) * BLOCK
     with _astropy(notes):
         return Header(fits.Header.fromstring(data[offset : offset + used * CARD]), notes), end, used
+
+
+def _keyword(card: bytes) -> bytes:
+    """As astropy reads it: in upper case, and what a HIERARCH card names."""
+    name = card[:8].strip().upper()
+    return card[8:].partition(b"=")[0].strip().upper() if name == b"HIERARCH" else name
 
 
 def _layout(header: Header, index: int, limits: ReaderLimits) -> tuple[str, tuple[int, ...], int]:
