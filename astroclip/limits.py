@@ -28,6 +28,7 @@ class ReaderLimits:
                                 compresses 1.1-3 times, empty borders more, deflate bombs 1,000 times.
     ratio_free_bytes:           unpacked bytes below which the ratio is not judged (a small blank file is
                                 harmless).
+    max_gzip_members:           streams in one .gz; gzip writes one, and each costs a copy of what follows it.
     max_hdus:                   FITS extensions; a full SDSS spec file with 50 exposures has about 55 of
                                 them, and parsing is linear.
     max_header_cards:           header cards over the whole file; SDSS full files reach 5,000 and DESI
@@ -61,6 +62,7 @@ class ReaderLimits:
     max_decompressed_bytes: int = 64 * MIB
     max_decompression_ratio: float = 20.0
     ratio_free_bytes: int = 4 * MIB
+    max_gzip_members: int = 64
     max_hdus: int = 256
     max_header_cards: int = 40_000
     max_continued_cards: int = 10

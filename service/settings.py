@@ -214,8 +214,8 @@ class Settings(BaseSettings):
     head_timeout_s: float = Field(
         default=10.0,
         gt=0,
-        description="The head of a request must have arrived by then (408): it is a few hundred bytes, and a connection "
-        "that sends none of it holds memory and a file.",
+        description="The head of a request must have arrived by then (408): it is a few hundred bytes, and a "
+        "connection that sends none of it holds memory and a file.",
     )
     write_timeout_s: float = Field(
         default=30.0,
@@ -225,7 +225,7 @@ class Settings(BaseSettings):
     max_head_bytes: int = Field(
         default=65536,
         ge=1024,
-        description="Request line and headers (400): twice what proxies let through; the longest honest ones are "
+        description="Request line and headers (431): twice what proxies let through; the longest honest ones are "
         "filters in the URL.",
     )
     max_connections: int = Field(
@@ -235,7 +235,13 @@ class Settings(BaseSettings):
         "well below the usual limits of open files.",
     )
 
-    # What one file and one filter may hold.
+    # What one JSON request, file and filter may hold.
+    max_json_bytes: int = Field(
+        default=4 * 2**20,
+        ge=1024,
+        description="Largest JSON request (413): a MOC of 250,000 cells, or 50 vectors of 4,096. It is read in the event "
+        "loop, 30 ms a MB, and becomes ten times its size in objects.",
+    )
     reader: ReaderLimits = Field(
         default=DEFAULT_LIMITS,
         description="Limits of the file formats, each by its name (`ASTROCLIP_READER__MAX_HDUS`); see the table of "

@@ -117,7 +117,7 @@ async def read_request(request: Request, kind: type[R], settings: Settings) -> t
     media_type = _media_type(request.headers)
     if media_type == "application/json":
         _refuse_unknown(request, ("format",), options=False)
-        return parse_json(await request.body(), kind), {}
+        return parse_json(await request.body(), kind, settings.max_json_bytes), {}
     if media_type == "multipart/form-data":
         _refuse_unknown(request, ("format",))
         return await _read_multipart(request, kind, settings)
@@ -141,8 +141,18 @@ async def read_parameters(request: Request, kind: type[M]) -> tuple[M, Upload]:
     return asked, Upload(await request.body(), _declared(request.headers))
 
 
-def parse_json(body: bytes, kind: type[M]) -> M:
-    """A body as `kind`. jiter refuses lone surrogates and bottomless nesting, which `json` would let through."""
+def parse_json(body: bytes, kind: type[M], most: int) -> M:
+    """A body as `kind`. jiter refuses lone surrogates and bottomless nesting, which `json` would let through.
+
+    Raises LimitError for more than `most` bytes, MalformedRequest, InputError.
+    """
+    if len(body) > most:
+        raise LimitError(
+            f"The JSON request holds {len(body):,} bytes; at most {most:,} are read. Shorten its lists; many vectors go to "
+            "/v1/search/vectors as .npy.",
+            code="json_too_large",
+            limit=most,
+        )
     try:
         raw = from_json(body, allow_inf_nan=True)
     except ValueError as error:
@@ -188,7 +198,7 @@ async def _read_multipart(request: Request, kind: type[R], settings: Settings) -
         if modality in uploads:
             raise MalformedRequest(f"The form has two parts named {name!r}; send one object at a time.", field=name)
         uploads[modality] = await _upload(part, name)
-    return parse_json(raw, kind), uploads
+    return parse_json(raw, kind, settings.max_json_bytes), uploads
 
 
 async def _form(request: Request, settings: Settings) -> FormData:

@@ -191,13 +191,23 @@ def gunzip(data: bytes, limits: ReaderLimits = DEFAULT_LIMITS) -> bytes:
     """Unpack gzip members, stopping as soon as a limit is passed; never holds more than the limit plus one
     piece.
 
-    Raises LimitError (`decompressed_too_large`, `decompression_ratio`), InputError (`damaged_gzip`).
+    Raises LimitError (`decompressed_too_large`, `decompression_ratio`, `too_many_gzip_members`), InputError (`damaged_gzip`).
     """
     pieces: list[bytes] = []
-    total, rest = 0, data
+    total, members, rest = 0, 0, data
     piece = 256 * 1024
     try:
         while rest:
+            members += 1
+            if members > limits.max_gzip_members:
+                raise over_limit(
+                    "too_many_gzip_members",
+                    what="gzip data",
+                    found=members,
+                    limit=limits.max_gzip_members,
+                    unit="members",
+                    mend="Compress the file in one piece.",
+                )
             member = zlib.decompressobj(wbits=31)
             while not member.eof:
                 out = member.decompress(rest, piece)

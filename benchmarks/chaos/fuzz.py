@@ -100,7 +100,7 @@ def options() -> argparse.ArgumentParser:
     return made
 
 
-# --- the parent ----------------------------------------------------------------------------------------------------------
+# --- the parent ---
 
 
 class Parent:
@@ -169,7 +169,7 @@ def keep(folder: Path | None, body: bytes, why: str) -> str:
     return name
 
 
-# --- the child -----------------------------------------------------------------------------------------------------------
+# --- the child ---
 
 
 async def child(arguments: argparse.Namespace) -> int:
@@ -316,7 +316,7 @@ def memory_mb() -> float:
     return int(words[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-# --- over HTTP -----------------------------------------------------------------------------------------------------------
+# --- over HTTP ---
 
 
 def on_the_wire(arguments: argparse.Namespace, count: int) -> dict[str, Any]:

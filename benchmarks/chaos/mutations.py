@@ -93,7 +93,7 @@ class Seed:
     body: bytes
 
 
-# --- what to begin with ------------------------------------------------------------------------------------------------
+# --- what to begin with ---
 
 
 @lru_cache
@@ -280,7 +280,7 @@ def _ecsv(wave: np.ndarray, flux: np.ndarray) -> bytes:
     return f"{head}wave flux\n{rows}\n".encode()
 
 
-# --- what is done to them -----------------------------------------------------------------------------------------------
+# --- what is done to them ---
 
 
 def cases(seed: int, count: int) -> Iterator[Case]:

@@ -24,6 +24,7 @@ router = APIRouter(tags=["info"], dependencies=[Depends(known_parameters)])
 _PACKAGES = ("torch", "transformers", "numpy", "astropy", "faiss-cpu", "faiss-gpu-cuvs", "fastapi", "pyarrow")
 _LIMITS = (
     "max_body_bytes",
+    "max_json_bytes",
     "max_files",
     "max_items",
     "max_k",
