@@ -12,9 +12,11 @@ from starlette.middleware.cors import CORSMiddleware
 from astroclip import __version__
 from service import errors, openapi
 from service.access import Access, cross_origin
+from service.admission import Admission
 from service.engine import Engine
 from service.keys import KeyRing
-from service.limits import BodyLimit, InFlightLimit
+from service.limits import BodyLimit
+from service.metrics import Metrics
 from service.rates import Rates
 from service.routes import ROUTERS
 from service.settings import Settings
@@ -38,7 +40,7 @@ def make_app(settings: Settings | None = None, engine: Engine | None = None) -> 
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         own = None
         if app.state.engine is None:
-            own = app.state.engine = await asyncio.to_thread(Engine.load, settings)
+            own = app.state.engine = await asyncio.to_thread(Engine.load, settings, app.state.metrics)
         await app.state.engine.check()
         yield
         if own is not None:
@@ -55,13 +57,19 @@ def make_app(settings: Settings | None = None, engine: Engine | None = None) -> 
     )
     app.state.settings = settings
     app.state.engine = engine
+    app.state.metrics = engine.workers.metrics if engine else Metrics()
     errors.install(app)
     openapi.install(app)
     for router in ROUTERS:
         app.include_router(router)
     # The last added is the outermost.
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
-    app.add_middleware(InFlightLimit, max_in_flight=settings.max_in_flight)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=settings.max_body_bytes,
+        timeout_s=settings.body_timeout_s,
+        max_total_bytes=settings.max_body_bytes_in_flight,
+    )
+    app.add_middleware(Admission, settings=settings)
     app.add_middleware(Rates, per_s=settings.max_rate_per_s, in_flight=settings.max_in_flight_per_caller)
     app.add_middleware(Access, keys=keys, metrics_open=settings.metrics_open)
     if settings.cors_origins:
