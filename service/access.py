@@ -123,7 +123,7 @@ def cross_origin(origins: Sequence[str]) -> dict[str, Any]:
     return {
         "allow_origins": list(origins),
         "allow_methods": ["GET", "POST"],
-        "allow_headers": ["authorization", "x-api-key", "content-type", "x-request-id"],
+        "allow_headers": ["authorization", "x-api-key", "content-type", "x-request-id", "x-priority", "x-deadline-ms"],
         "expose_headers": ["x-request-id", "retry-after"],
         "max_age": 600,
     }
