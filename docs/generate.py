@@ -34,6 +34,8 @@ COMMANDS_ONLY = (
     "index/parts.py",
     "index/publish.py",
     "service/cli.py",
+    "service/key_commands.py",
+    "service/keys.py",
     "service/telemetry.py",
 )
 

@@ -8,17 +8,22 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from astroclip import __version__
 from service import errors, logs, openapi
+from service.access import Access, cross_origin
 from service.admission import Admission
 from service.engine import Engine
+from service.keys import KeyRing
 from service.limits import BodyLimit
 from service.metrics import Metrics
+from service.rates import Rates
 from service.routes import ROUTERS
 from service.settings import Settings
 from service.telemetry import Telemetry, open_telemetry
 from service.trace import TraceMiddleware
+from service.unread import UnreadBody
 
 __all__ = ["make_app"]
 
@@ -31,10 +36,12 @@ def make_app(
     """The ASGI application.
 
     engine: given, it is served (and closed by who made it); else it is loaded from `settings` when the server starts,
-    and a model or index that cannot be served ends the start with its error.
+    and a model or index that cannot be served ends the start with its error. Raises InputError where there is to be a
+    key file that cannot be read.
     telemetry: where spans go, for tests; else what settings and environment ask for.
     """
     settings = settings or (engine.settings if engine else Settings())
+    keys = KeyRing(settings.keys_file) if settings.keys_file else None
     metrics = engine.workers.metrics if engine else Metrics()
     telemetry = telemetry or open_telemetry(settings)
 
@@ -77,6 +84,11 @@ def make_app(
         max_total_bytes=settings.max_body_bytes_in_flight,
     )
     app.add_middleware(Admission, settings=settings)
+    app.add_middleware(Rates, per_s=settings.max_rate_per_s, in_flight=settings.max_in_flight_per_caller)
+    app.add_middleware(Access, keys=keys, metrics_open=settings.metrics_open)
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, **cross_origin(settings.cors_origins))
+    app.add_middleware(UnreadBody, max_bytes=settings.max_body_bytes)
     ended = (logs.access,) if settings.access_log else ()
     routes = [route for router in ROUTERS for route in router.routes]
     app.add_middleware(TraceMiddleware, metrics=metrics, telemetry=telemetry, routes=routes, ended=ended)

@@ -43,7 +43,8 @@ class Batcher(Generic[Item, Result]):
     work(group, items) gives one result an item, in order; a result that is an exception fails its item alone.
     max_batch: items of one call. max_waiting: items that may wait; more are refused (OverloadError).
     max_failures: batches in a row without any success after which `problem` speaks; stuck_after_s: likewise for one
-    batch that does not end.
+    batch that does not end. prepare: run in each thread before its first batch.
+    culprit: told of an item that failed where others of its batch did not.
     """
 
     def __init__(
@@ -58,8 +59,11 @@ class Batcher(Generic[Item, Result]):
         window_s: float = 0.0,
         max_failures: int = 3,
         stuck_after_s: float = 60.0,
+        prepare: Callable[[], None] = lambda: None,
+        culprit: Callable[[Item], None] = lambda item: None,
     ) -> None:
-        self.name, self._work, self._metrics = name, work, metrics
+        self.name, self._work, self._prepare, self._culprit = name, work, prepare, culprit
+        self._metrics = metrics
         self.max_batch, self.max_waiting, self.window_s = max_batch, max_waiting, window_s
         self.max_failures, self.stuck_after_s = max_failures, stuck_after_s
         self._waiting: Waiting[_Job] = Waiting()
@@ -170,11 +174,11 @@ class Batcher(Generic[Item, Result]):
         """The thread: its loop, started again whatever threw it out."""
         while not self._closed:
             try:
+                self._prepare()
                 while jobs := self._next():
                     self._do(number, jobs)
                 return
             except BaseException:
-                self._failures += 1
                 self._metrics.failure(self.name, "restart")
                 log.exception("the worker %s-%d was thrown out of its loop and starts again", self.name, number)
 
@@ -218,14 +222,21 @@ class Batcher(Generic[Item, Result]):
             results = self._results(jobs[0].group, jobs)
         finally:
             del self._busy[number]
-            spent = time.perf_counter() - start
+            self._note(jobs, time.perf_counter() - start, results)  # before the answers: who has one sees it
             missing = [RuntimeError(f"{self.name} was interrupted")] * (len(jobs) - len(results))
             self._answer(list(zip(jobs, [*results, *missing], strict=True)))
-        self._metrics.batch(self.name, len(jobs), spent)
-        size = _size(len(jobs))
-        pace = spent / len(jobs)
+
+    def _note(self, jobs: Sequence[_Job], seconds: float, results: Sequence[Any]) -> None:
+        """What a batch taught: pace, health, culprits."""
+        self._metrics.batch(self.name, len(jobs), seconds)
+        size, pace = _size(len(jobs)), seconds / len(jobs)
         self._pace[size] = pace + (1.0 - _NEW) * (self._pace.get(size, pace) - pace)
-        self._failures = self._failures + 1 if all(_unexpected(result) for result in results) else 0
+        failed = [_unexpected(result) for result in results]
+        self._failures = self._failures + 1 if all(failed) else 0
+        if any(failed) and not all(failed):
+            for job, bad in zip(jobs, failed, strict=True):
+                if bad:
+                    self._culprit(job.item)
 
     def _results(self, group: Hashable, jobs: Sequence[_Job]) -> list[Any]:
         """The batch's results; if it raises, those of its halves, down to the items that raise alone."""

@@ -165,9 +165,12 @@ class Engine:
 
     def _prepare_item(self, item: Image | Spectrum, modality: Modality, name: str | None) -> Prepared:
         try:
-            return Prepared(modality, name, item, self.embedder.prepare(item))
+            grid = self.embedder.prepare(item)
         except AstroClipError as error:
             return Prepared(modality, name, item, error=error)
+        if self.workers.quarantine.holds(grid):
+            return Prepared(modality, name, item, error=_no_vector(modality))
+        return Prepared(modality, name, item, grid)
 
     async def embed(self, prepared: Sequence[Prepared], trace: Trace) -> list[Embedded]:
         """Vectors of what could be prepared (one modality a call), in order; errors are passed on in their place.
@@ -185,7 +188,7 @@ class Engine:
             if isinstance(vector, BaseException) or (vector is not None and not np.all(np.isfinite(vector))):
                 if not isinstance(vector, BaseException):  # which the worker counted
                     self.workers.metrics.nonfinite(p.modality)
-                vector, error = None, _no_vector(p)
+                vector, error = None, _no_vector(p.modality)
             out.append(Embedded(p, vector, error))
         return out
 
@@ -283,8 +286,7 @@ def _lists(index: SurveyIndex) -> tuple[Lists, str | None]:
         return Lists({}, {}), error.message
 
 
-def _no_vector(prepared: Prepared) -> InputError:
-    kind = prepared.modality
+def _no_vector(kind: Modality) -> InputError:
     return InputError(
         f"The model found no finite embedding for this {kind}. Its values may be far outside any survey's: flux "
         "units are nanomaggies (images) and 1e-17 erg/s/cm2/A (spectra).",

@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
+
+import torch
 
 from service.batcher import Batcher
 from service.metrics import Metrics
+from service.quarantine import Quarantine
 from service.searching import answer_together
 from service.settings import Settings
 from service.trace import Trace
@@ -42,12 +47,15 @@ class Workers:
             "max_failures": settings.max_worker_failures,
             "stuck_after_s": settings.stuck_after_s,
         }
+        self.quarantine = Quarantine(settings.quarantine_s)
         self.inference: Batcher[Any, Any] = Batcher(
             "inference",
             lambda group, grids: group[0](grids),
             self.metrics,
             max_batch=settings.encode_batch,
             window_s=settings.batch_window_s,
+            prepare=partial(torch.set_num_threads, settings.torch_threads or max(1, len(os.sched_getaffinity(0)) - 1)),
+            culprit=self.quarantine.add,
             **common,
         )
         self.search: Batcher[Callable[[], Any], Any] = Batcher(
