@@ -37,8 +37,7 @@ def make_app(
 
     engine: given, it is served (and closed by who made it); else it is loaded from `settings` when the server starts,
     and a model or index that cannot be served ends the start with its error. Raises InputError where there is to be a
-    key file that cannot be read.
-    telemetry: where spans go, for tests; else what settings and environment ask for.
+    key file that cannot be read. telemetry: where spans go, for tests; else what settings and environment ask for.
     """
     settings = settings or (engine.settings if engine else Settings())
     keys = KeyRing(settings.keys_file) if settings.keys_file else None

@@ -13,8 +13,10 @@ from survey import npy
 from service.access import Access
 from service.app import make_app
 from service.keys import KeyRing, changing, new_key
+from service.metrics import Metrics
 from service.rates import WINDOW_S, Rates, Windows, _item, caller_of
 from service.settings import Settings
+from service.telemetry import Telemetry
 from service.trace import TraceMiddleware
 
 READ = "/v1/objects/sim-00000020"
@@ -34,7 +36,7 @@ class Service:
         self.clock = Clock()
         self.release: asyncio.Event | None = None
         self.rates = Rates(self._answer, per_s, in_flight, clock=self.clock)
-        self.app = TraceMiddleware(Access(self.rates, keys))
+        self.app = TraceMiddleware(Access(self.rates, keys), Metrics(), Telemetry())
 
     async def _answer(self, scope, receive, send) -> None:
         if scope["path"] == "/fails":
