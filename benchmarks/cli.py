@@ -37,7 +37,7 @@ def bench(
 
     started = time.perf_counter()
     folder = resolve(index or DEMO_INDEX)
-    settings = Settings(**({} if model is None else {"model_dir": model}))
+    settings = Settings() if model is None else Settings(model_dir=model)
     threads = throughput.threads_of(threads)
     where: dict[str, Any] = {"index": index, "model": model, "settings": dict(UNBOUNDED)}
     raw = throughput.Raw(settings, threads)
