@@ -252,7 +252,11 @@ STEPS = {
     "mean of the weights before and after the heads alone: shipped": "evaluation.json",
 }
 # Made of several results each.
-OF_SEVERAL: dict[str, Callable[[Path], str]] = {"leaderboard": leaderboard, "steps": steps, "service": service_tables.service_marks}
+OF_SEVERAL: dict[str, Callable[[Path], str]] = {
+    "leaderboard": leaderboard,
+    "steps": steps,
+    "service": service_tables.service_marks,
+}
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "marks": ("evaluation.json", marks),
     "evaluation": ("evaluation.json", zero_shot),

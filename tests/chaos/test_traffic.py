@@ -153,7 +153,7 @@ def test_a_steady_rate_leaves_out_the_warm_up_and_counts_batches_once() -> None:
     assert steady_rate(answers([1.0])) == 0.0
 
 
-def test_recovery_is_the_end_of_the_last_bad_half_second() -> None:
+def test_recovery_is_where_the_first_good_seconds_begin() -> None:
     due = np.arange(100.0, 110.0, 0.05)
     slow = np.where(due < 102.0, 1.0, 0.01)
     assert recovered_s(answers(list(due + slow), intended=list(due)), 100.0, 10.0) == pytest.approx(2.0)
