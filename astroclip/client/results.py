@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from astroclip.errors import (
+    AccessError,
     AstroClipError,
+    ForbiddenError,
     InputError,
     LimitError,
     MediaTypeError,
@@ -43,6 +45,8 @@ __all__ = [
 
 _BY_STATUS: dict[int, type[AstroClipError]] = {
     400: InputError,
+    401: AccessError,
+    403: ForbiddenError,
     404: NotFoundError,
     409: ProvenanceError,
     413: LimitError,
