@@ -131,7 +131,7 @@ def _modality(
         "idle": _idle(server, raw, modality, sets["grid"], rounds),
     }
     saturation = float(np.median(rates["grid"]))
-    out["tail"] = _tail(server, sets["grid"], LOAD * saturation, max(10.0, 3 * seconds))
+    out["tail"] = _tail(server, sets["grid"], LOAD * saturation, max(4.0, 3 * seconds))
     return out
 
 

@@ -109,12 +109,13 @@ class Traffic:
     def start(self) -> Traffic:
         """Returns once the first request is about to leave."""
         root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        path = os.pathsep.join([root, *filter(None, sys.path)])  # where the campaign finds its checks, so do we
         process = self._process = subprocess.Popen(
             [sys.executable, "-c", "from benchmarks.chaos.traffic import _child; _child()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=root,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, sys.path)]), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(pickle.dumps((self.port, self.plan)))
