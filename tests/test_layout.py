@@ -161,6 +161,7 @@ def test_entry_points_are_those_of_pyproject_and_load() -> None:
             ["--image", "--spectrum", "--id", "--radec", "--target", "--index", "--url", "--api-key", "--format"],
         ),
         ("estimate", ["--image", "--spectrum", "--id", "--radec", "--index", "--url", "--api-key", "--format"]),
+        ("bench", ["--model", "--index", "--out"]),
         ("simulate", ["--n", "--out", "--seed"]),
         ("train spectrum", ["--config"]),
         ("train image", ["--config"]),
