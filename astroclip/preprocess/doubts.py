@@ -117,7 +117,8 @@ def _radius(size: int) -> npt.NDArray[np.float64]:
 def _elsewhere(pixels: Pixels, valid: Valid) -> float | None:
     """Distance from the centre, grid pixels, of the brightest source where the centre itself is empty; else None."""
     radius = _radius(pixels.shape[-1])
-    levels, noises = [], []
+    levels: list[float] = []
+    noises: list[float] = []
     for known in chosen_pixels(pixels, valid):
         if not known.size:
             return None
@@ -140,7 +141,7 @@ def _elsewhere(pixels: Pixels, valid: Valid) -> float | None:
 
 def _column(of_bands: list[float]) -> Pixels:
     """(B, 1, 1) numbers of the bands of an image."""
-    return np.array(of_bands, np.float32)[:, None, None]
+    return np.array(of_bands, dtype=np.float32).reshape(-1, 1, 1)
 
 
 def _smoothed(stacked: npt.NDArray[np.float64], n_bands: int) -> npt.NDArray[np.float64]:

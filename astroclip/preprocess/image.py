@@ -162,7 +162,7 @@ def _resampling(length: int, ratio: float, size: int) -> tuple[int, Pixels]:
     n_out = min(int(round(length / ratio)), 2 * size)
     places = (np.arange(n_out) - (n_out - 1) / 2) * ratio + (length - 1) / 2
     start = max(n_out - size, 0) // 2
-    places = np.clip(places[start : start + size], 0, length - 1)
+    places = np.minimum(np.maximum(places[start : start + size], 0), length - 1)
     low = np.minimum(places.astype(int), length - 2)
     output = np.arange(len(places))
     weights = np.zeros((len(places), length))
@@ -171,7 +171,7 @@ def _resampling(length: int, ratio: float, size: int) -> tuple[int, Pixels]:
     # A box of one output pixel has variance ratio^2/12; the input pixel already has 1/12 of it.
     sigma = float(np.sqrt(max(ratio**2 - 1, 0) / 12))
     if sigma > 0:  # the smoothing is symmetric: what smooths an image smooths the weights of its pixels
-        weights = ndimage.gaussian_filter1d(weights, sigma, axis=1, mode="constant")
+        weights[:] = ndimage.gaussian_filter1d(weights, sigma, axis=1, mode="constant")
     used = np.flatnonzero(weights.any(axis=0))
     return int(used[0]), np.ascontiguousarray(weights[:, used[0] : used[-1] + 1], dtype=np.float32)
 

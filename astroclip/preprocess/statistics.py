@@ -107,8 +107,9 @@ def image_statistics(pixels: Array, valid: npt.NDArray[np.bool_]) -> tuple[float
 def _units(pixels: Array, valid: npt.NDArray[np.bool_], outside: npt.NDArray[np.bool_]) -> Array:
     """Every band above its sky in units of its noise, 0 where not `valid`; both from the pixels `outside` the source,
     or from all where there are none."""
-    if not (some := outside.any(axis=(1, 2))).all():
-        outside = np.where(some[:, None, None], outside, valid)
+    some = outside.any(axis=(1, 2), keepdims=True)
+    if not np.all(some):
+        outside = np.where(some, outside, valid)
     level, noise = (np.concatenate(parts) for parts in zip(*map(_sky, chosen_pixels(pixels, outside)), strict=True))
     units = (pixels - level[:, None, None]) / noise.astype(pixels.dtype)[:, None, None]
     return units if valid.all() else np.where(valid, units, 0)
