@@ -145,10 +145,10 @@ def _resample(pixels: Pixels, valid: Valid, scale: float, grid: ImageGrid) -> tu
     first_col, cols = _resampling(pixels.shape[2], ratio, grid.size)
     window = (..., slice(first_row, first_row + rows.shape[1]), slice(first_col, first_col + cols.shape[1]))
     pixels, valid = pixels[window], valid[window]
-    if valid.all():  # the same sums as below for one and the same weight everywhere
-        total, weight = rows @ pixels @ cols.T, np.outer(rows.sum(axis=1), cols.sum(axis=1))[None]
-    else:
+    if not valid.all():
         total, weight = rows @ np.where(valid, pixels, 0) @ cols.T, rows @ valid.astype(np.float32) @ cols.T
+    else:  # the same sums for one and the same weight everywhere
+        total, weight = rows @ pixels @ cols.T, np.outer(rows.sum(axis=1), cols.sum(axis=1))[None]
     good = np.broadcast_to(weight > 0.5, total.shape)
     return np.where(good, total / np.maximum(weight, 0.5), 0) * np.float32(ratio**2), good
 

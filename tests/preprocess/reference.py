@@ -37,13 +37,13 @@ def image_quality(pixels: np.ndarray, valid: np.ndarray, grid: ImageGrid) -> Qua
 def reference_spectrum(spectrum: Spectrum, grid: SpectrumGrid) -> GridSpectrum:
     """`spectrum_to_grid` of a usable spectrum, without flags."""
     good = ~spectrum.mask & (spectrum.ivar > 0) & np.isfinite(spectrum.flux) & np.isfinite(spectrum.ivar)
-    overlap = overlap_matrix(spectrum.wave, grid).toarray()
+    overlap = overlap_matrix(spectrum.wave, grid)
     weight = np.where(good, spectrum.ivar, 0).astype(np.float64)
     total = overlap @ weight
     known = total > 0
     with np.errstate(invalid="ignore"):
         flux = np.where(known, overlap @ (weight * np.where(good, spectrum.flux, 0)) / total, 0).astype(np.float32)
-        ivar = np.where(known, total**2 / (overlap**2 @ weight), 0).astype(np.float32)
+        ivar = np.where(known, total**2 / (overlap.power(2) @ weight), 0).astype(np.float32)
     snr = float(np.median(flux[known] * np.sqrt(ivar[known])))
     return GridSpectrum(flux, ivar, Quality(0, snr, float(known.mean()), (), spectrum_statistics(flux, ivar)))
 
