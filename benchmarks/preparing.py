@@ -4,8 +4,8 @@
 
 Made-up objects of the test suite's sky (`tests/sky.py`, `tests/io/survey_files.py`): a noisy galaxy of 96, 152 and 256
 pixels and at other scales, spectra on DESI's wavelengths, as .npy and FITS. Milliseconds of processor time, which a
-busy machine does not stretch much: medians over the rounds. The grids are compared with the plain preparation that the tests
-keep (`tests/preprocess/reference.py`), timed in turn with the product's. The model runs on `--threads` threads.
+busy machine does not stretch much: medians over the rounds. The grids are compared with the plain preparation that the
+tests keep (`tests/preprocess/reference.py`), timed in turn with the product's. The model runs on `--threads` threads.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def plainly(embedder: Embedder, item: Image | Spectrum) -> GridImage | GridSpect
 def encoding(embedder: Embedder, rng: np.random.Generator) -> list[dict[str, Any]]:
     out = []
     for modality, make in (("image", make_image), ("spectrum", make_spectrum)):
-        grids = [embedder.prepare(make(rng)) for _ in range(max(BATCHES))]
+        grids: list[Any] = [embedder.prepare(make(rng)) for _ in range(max(BATCHES))]
         for batch, rounds in BATCHES.items():
             (spent,) = medians([partial(embedder.encode, grids[:batch])], rounds)
             out.append(said({"encode": modality, "batch": batch, "cpu_ms": spent / batch}))
