@@ -7,11 +7,12 @@ Limits of the file formats themselves (HDUs, pixels, decompression ratio ...) ar
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 __all__ = ["DEMO_INDEX", "DEMO_MODEL", "Settings"]
 
@@ -34,6 +35,13 @@ class Settings(BaseSettings):
     dtype: str = Field(default="auto", description="Arithmetic of the model: auto takes what the device does best.")
     encode_batch: int = Field(default=64, ge=1, le=4096, description="Items per forward pass; 64 fits every device.")
 
+    torch_threads: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="Threads of one pass of the model on a processor; 0 takes all cores but one. The last is for "
+        "reading and answering: threads that wait for each other in every operation are slow when one is disturbed.",
+    )
     exact_search: Literal["numpy", "torch"] = Field(
         default="numpy",
         description="What makes exact searches: torch does it on the device, in half precision on a GPU, and takes "
@@ -60,6 +68,11 @@ class Settings(BaseSettings):
     )
     max_k: int = Field(default=1000, ge=1, description="Largest k: an answer of 1,000 hits is about 0.5 MB of JSON.")
     default_k: int = Field(default=16, ge=1, description="k when none is given: the published k-NN protocol uses 16.")
+    max_vectors: int = Field(
+        default=1024,
+        ge=1,
+        description="Vectors of one call of /v1/search/vectors: about 0.1 s of two cores over a million objects.",
+    )
     max_query_terms: int = Field(
         default=64, ge=1, description="Queries inside one combine: each costs a lookup or a forward pass."
     )
@@ -106,9 +119,74 @@ class Settings(BaseSettings):
         "ood_level, since it says that two files do not belong together.",
     )
     max_in_flight: int = Field(
-        default=64,
+        default=256,
         ge=1,
-        description="POST requests at work at once; one more is answered 429: it would wait longer than clients do.",
+        description="POST requests at work at once; one more is answered 429. Four full batches of single objects: "
+        "more would only wait. A caller who has less than half of an equal share is let in beyond it.",
+    )
+    max_body_bytes_in_flight: int = Field(
+        default=2**30,
+        ge=2**20,
+        description="Bytes of all request bodies at work together: 32 of the largest; a body that would pass it is "
+        "answered 429.",
+    )
+    max_wait_s: float = Field(
+        default=2.0,
+        gt=0,
+        description="Predicted waiting time beyond which a request is answered 429 at once: what a person at a page "
+        "waits. Patient requests (`X-Priority: batch`) are let in up to thirty times of it.",
+    )
+    deadline_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="Time after which nobody waits for an answer: what still waits then is dropped with 429. Five "
+        "times max_wait_s, since predictions are not promises; a request may name less in `X-Deadline-Ms`.",
+    )
+    batch_deadline_s: float = Field(
+        default=300.0, gt=0, description="The same for patient requests: max_items objects take about a minute."
+    )
+    max_interactive_items: int = Field(
+        default=16,
+        ge=1,
+        description="Objects up to which a request counts as that of a person who waits; larger ones give way to "
+        "these, as `X-Priority: batch` does.",
+    )
+    max_waiting: int = Field(
+        default=2048,
+        ge=1,
+        description="Objects (and searches) that may wait for their turn: four of the largest requests.",
+    )
+    batch_window_s: float = Field(
+        default=0.004,
+        ge=0,
+        le=1,
+        description="How long the model waits for a batch to fill, under load only: on two cores an image alone takes "
+        "10 ms and one of many 2 ms, so a few milliseconds are well spent; 0 never waits.",
+    )
+    search_batch: int = Field(
+        default=32,
+        ge=1,
+        le=1024,
+        description="Requests whose searches are made together: a million vectors of 128 take 41 ms for one query "
+        "and 4.5 ms each in a batch.",
+    )
+    max_worker_failures: int = Field(
+        default=3,
+        ge=1,
+        description="Batches in a row without any success after which /readyz says 503: two may be bad luck with "
+        "inputs, three are the device.",
+    )
+    stuck_after_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="Age of one batch at which its worker counts as stuck and /readyz says 503: the largest takes "
+        "seconds.",
+    )
+    quarantine_s: float = Field(
+        default=600.0,
+        ge=0,
+        description="How long an input that made the model fail, where others of its batch did not, is refused without "
+        "another pass: clients repeat what failed; 0 never refuses.",
     )
     decode_threads: int = Field(default=2, ge=1, le=64, description="Threads that read uploads while the model runs.")
     search_threads: int = Field(default=2, ge=1, le=64, description="Threads that search the index.")
@@ -117,6 +195,65 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on; loopback until an operator opens it.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes any that is free.")
-    log_level: str = Field(
-        default="info", description="How much uvicorn says: critical, error, warning, info or debug."
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
+        default="info",
+        description="How much is logged; at debug, also the requests of health and metrics, which machines send every "
+        "few seconds.",
     )
+    # Observability
+    log_format: Literal["auto", "text", "json"] = Field(
+        default="auto",
+        description="Form of the logs: auto is text where standard error is a terminal, since a person reads it, and "
+        "JSON elsewhere, since a collector does.",
+    )
+    access_log: bool = Field(
+        default=True,
+        description="One line a request; it costs some 25 microseconds. Off, warnings and errors are still logged.",
+    )
+    telemetry: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="OpenTelemetry spans: auto sends them where the standard environment names an endpoint "
+        "(OTEL_EXPORTER_OTLP_ENDPOINT) and the extra telemetry is installed.",
+    )
+
+    # -- keys and rates --
+    keys_file: Path | None = Field(
+        default=None,
+        description="File of API keys, made by `astroclip keys create`; every call but health and pages then wants "
+        "one. None: the service is open, which is for loopback or behind a proxy that asks who calls, and admin calls "
+        "are refused.",
+    )
+    metrics_open: bool = Field(
+        default=False,
+        description="Where there are keys, /metrics wants one with the scope read, as it tells how much is asked of "
+        "the service; Prometheus sends one by `authorization: credentials_file`. True opens it.",
+    )
+    max_rate_per_s: float = Field(
+        default=500.0,
+        ge=0,
+        description="Requests a second of one caller (a key, or an address without one), over 10 s; more are answered "
+        "429. No person reaches it, a runaway loop does; small lookups take half a millisecond each, so this many are "
+        "a quarter of what the event loop can do. 0: no bound.",
+    )
+    max_in_flight_per_caller: int = Field(
+        default=128,
+        ge=0,
+        description="Requests of one caller, lookups too, at work at once; one more is answered 429. Two full batches "
+        "of single objects, half of max_in_flight: no caller takes all places. 0: no bound.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Origins (https://host[:port], comma between; * for all) whose web pages may call this service "
+        "from a browser; none by default, since a page anybody visits could otherwise read an open service on "
+        "loopback.",
+    )
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _origins(cls, found: object) -> object:
+        """Comma-separated in the environment; an origin has no path, or no browser ever sends it."""
+        origins = tuple(part.strip() for part in found.split(",") if part.strip()) if isinstance(found, str) else found
+        for origin in origins if isinstance(origins, tuple | list) else ():
+            if not re.fullmatch(r"\*|https?://[^/\s]+", str(origin)):
+                raise ValueError(f"found the origin {origin!r}; wanted https://host[:port] without a path, or *")
+        return origins

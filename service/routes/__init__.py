@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.routes import embed, health, info, lists, objects, pages, search, vo
+from service.routes import embed, health, info, lists, metrics, objects, pages, search, vectors, vo
 
 __all__ = ["ROUTERS"]
 
 ROUTERS: tuple[APIRouter, ...] = (
     embed.router,
     search.router,
+    vectors.router,
     objects.router,
     lists.router,
     info.router,
     vo.router,
     health.router,
+    metrics.router,
     pages.router,
 )
