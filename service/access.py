@@ -98,7 +98,7 @@ class Access:
             raise AccessError(
                 f"The API key sent is not known here; is it whole, and not revoked? {_HOW}", code="key_unknown"
             )
-        trace.caller = key.id
+        trace.caller = trace.key_id = key.id
         if key.expired():
             raise AccessError(f"The API key {key.id} expired on {key.expires}. Ask for a new one.", code="key_expired")
         if needed not in key.scopes:
@@ -123,7 +123,7 @@ def cross_origin(origins: Sequence[str]) -> dict[str, Any]:
     return {
         "allow_origins": list(origins),
         "allow_methods": ["GET", "POST"],
-        "allow_headers": ["authorization", "x-api-key", "content-type", "x-request-id"],
+        "allow_headers": ["authorization", "x-api-key", "content-type", "x-request-id", "x-priority", "x-deadline-ms"],
         "expose_headers": ["x-request-id", "retry-after"],
         "max_age": 600,
     }

@@ -88,16 +88,23 @@ class Batcher(Generic[Item, Result]):
     # -- asking ------------------------------------------------------------------------------------------------------
 
     async def submit(
-        self, items: Iterable[Item], group: Hashable, trace: Trace, stage: str, lane: Lane | None = None
+        self,
+        items: Iterable[Item],
+        group: Hashable,
+        trace: Trace,
+        stage: str,
+        lane: Lane | None = None,
+        weight: int = 1,
     ) -> list[Result | BaseException]:
         """The result of each item, in order; an item that failed has its exception in its place.
 
+        weight: of each item, as a multiple of the usual work, for turns and predictions.
         The time waited and worked is added to the trace (`stage`). Raises OverloadError when too many wait,
         NotReadyError when the service stops.
         """
         chosen = lane if lane is not None else Lane.patient if trace.batch else Lane.interactive
         ticket = _Ticket(asyncio.get_running_loop(), trace.deadline, trace.request_id)
-        jobs = [_Job(chosen, trace.caller, group, item, ticket, place) for place, item in enumerate(items)]
+        jobs = [_Job(chosen, trace.caller, group, item, ticket, place, weight) for place, item in enumerate(items)]
         ticket.expect(len(jobs))
         if jobs:
             self._enqueue(jobs)
@@ -114,7 +121,8 @@ class Batcher(Generic[Item, Result]):
         with self._ready:
             if self._closed:
                 raise NotReadyError("The service is stopping. Try again in a few seconds.")
-            if len(self._waiting) and len(self._waiting) + len(jobs) > self.max_waiting:
+            weight = sum(job.weight for job in jobs)
+            if len(self._waiting) and len(self._waiting) + weight > self.max_waiting:
                 waiting, wait = len(self._waiting), max(1.0, self._seconds(len(self._waiting)))
                 raise OverloadError(
                     f"{waiting} objects wait already, and {self.max_waiting} may. Try again in {wait:.0f} s.",
@@ -229,7 +237,8 @@ class Batcher(Generic[Item, Result]):
     def _note(self, jobs: Sequence[_Job], seconds: float, results: Sequence[Any]) -> None:
         """What a batch taught: pace, health, culprits."""
         self._metrics.batch(self.name, len(jobs), seconds)
-        size, pace = _size(len(jobs)), seconds / len(jobs)
+        weight = sum(job.weight for job in jobs)
+        size, pace = _size(min(weight, self.max_batch)), seconds / weight
         self._pace[size] = pace + (1.0 - _NEW) * (self._pace.get(size, pace) - pace)
         failed = [_unexpected(result) for result in results]
         self._failures = self._failures + 1 if all(failed) else 0
@@ -316,6 +325,7 @@ class _Job:
     item: Any
     ticket: _Ticket
     place: int
+    weight: int = 1
 
 
 def _resolve(tickets: Sequence[_Ticket]) -> None:

@@ -227,13 +227,19 @@ class Engine:
     # -- searching -------------------------------------------------------------------------------------------------
 
     async def search(
-        self, trace: Trace, work: Callable[..., Any], *arguments: Any, lane: Lane | None = None, **keywords: Any
+        self,
+        trace: Trace,
+        work: Callable[..., Any],
+        *arguments: Any,
+        lane: Lane | None = None,
+        weight: int = 1,
+        **keywords: Any,
     ) -> Any:
         """The result of index work, done by the search workers and timed; see `service.searching` for work that
-        searches."""
+        searches. weight: how many usual searches it is worth."""
         # With the request's context, so that what the worker's thread logs says whose work it was.
         job = within(contextvars.copy_context(), partial(work, *arguments, **keywords))
-        return first_error(await self.workers.search.submit([job], self.index, trace, "search", lane))
+        return first_error(await self.workers.search.submit([job], self.index, trace, "search", lane, weight))
 
     # -- readiness -------------------------------------------------------------------------------------------------
 

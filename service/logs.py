@@ -94,7 +94,10 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {"time": _time(record), "level": record.levelname.lower(), "logger": record.name}
         entry["message"] = record.getMessage()
-        for name, value in _fields(record).items():
+        fields = _fields(record)
+        if "audit" in fields:  # its message is the same as JSON, for other formatters (`service.audit`)
+            entry["message"] = "{action}: {outcome}".format_map(fields["audit"])
+        for name, value in fields.items():
             entry.setdefault(name, value)
         if text := _exception(self, record):
             entry["exception"] = text
@@ -109,7 +112,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = _fields(record)
-        request_id = fields.pop("request_id", None)
+        request_id, _ = fields.pop("request_id", None), fields.pop("audit", None)
         if record.name == _access.name:  # its message holds these
             fields = {name: value for name, value in fields.items() if name not in _SAID}
         words = [_time(record), record.levelname.ljust(8), record.name]
@@ -127,7 +130,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     fields = {name: value for name, value in vars(record).items() if name not in _STANDARD}
     trace = current_trace()
     if trace is not None:
-        fields = {"request_id": trace.request_id, "caller": trace.caller, **fields}
+        fields = {"request_id": trace.request_id, "caller": trace.key_id or "anonymous", **fields}
     return fields
 
 

@@ -290,8 +290,8 @@ class Settings(BaseSettings):
     max_in_flight_per_caller: int = Field(
         default=128,
         ge=0,
-        description="Requests of one caller at work at once; one more is answered 429. Half of max_in_flight, so that "
-        "no caller takes all places. 0: no bound.",
+        description="Requests of one caller, lookups too, at work at once; one more is answered 429. Two full batches "
+        "of single objects, half of max_in_flight: no caller takes all places. 0: no bound.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),

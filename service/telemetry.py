@@ -74,7 +74,7 @@ class Telemetry:
         """The headers are about to go out: the server span is still open, and who asked is known."""
         span = otel.get_current_span()
         if span.is_recording():
-            span.set_attribute("astroclip.caller", trace.caller)
+            span.set_attribute("astroclip.caller", trace.key_id or "anonymous")
             if trace.error is not None:
                 span.set_attribute("astroclip.error", trace.error)
 

@@ -52,6 +52,7 @@ class Trace:
     """`request_id`, who asks, and milliseconds per stage, summed over the parts of the request.
 
     caller: id of the API key, or the client's address: whose share of the service this request is.
+    key_id: id of the API key, None without one: what may be logged of who asked.
     batch: it is patient, and gives way to those that are not.
     deadline: `time.monotonic()` after which nobody waits for the answer any more.
     on_read: to be told how many objects the request brings, once they are read (`service.admission`).
@@ -63,6 +64,7 @@ class Trace:
 
     request_id: str = field(default_factory=new_request_id)
     caller: str = "anonymous"
+    key_id: str | None = None
     batch: bool = False
     deadline: float = math.inf
     on_read: Callable[[int], None] = field(default=lambda count: None, repr=False)

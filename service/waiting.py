@@ -34,6 +34,8 @@ class Job(Protocol):
     def caller(self) -> str: ...
     @property
     def group(self) -> Hashable: ...
+    @property
+    def weight(self) -> int: ...
 
 
 J = TypeVar("J", bound=Job)
@@ -41,7 +43,10 @@ _Groups = OrderedDict[Hashable, deque[J]]
 
 
 class Waiting(Generic[J]):
-    """See the module. `put` and `take` cost the callers of a lane, never the items that wait."""
+    """See the module. `put` and `take` cost the callers of a lane, never the items that wait.
+
+    An item may weigh as much as several: lengths are sums of weights, batches are counted in items.
+    """
 
     def __init__(self) -> None:
         self._lanes: dict[Lane, OrderedDict[str, _Groups[J]]] = {lane: OrderedDict() for lane in Lane}
@@ -56,8 +61,8 @@ class Waiting(Generic[J]):
         groups = self._lanes[job.lane].setdefault(job.caller, OrderedDict())
         groups.setdefault(job.group, deque()).append(job)
         key = (job.lane, job.caller)
-        self._own[key] = self._own.get(key, 0) + 1
-        self._count[job.lane] += 1
+        self._own[key] = self._own.get(key, 0) + job.weight
+        self._count[job.lane] += job.weight
 
     def ahead(self, lane: Lane, caller: str) -> int:
         """How many items come before one that this caller would add now: all more urgent ones, and of its own lane as
@@ -95,9 +100,9 @@ class Waiting(Generic[J]):
                 if len(batch) == most:
                     return
                 queue = callers[name][group]
-                batch.append(queue.popleft())
-                self._count[lane] -= 1
-                self._own[lane, name] -= 1
+                batch.append(job := queue.popleft())
+                self._count[lane] -= job.weight
+                self._own[lane, name] -= job.weight
                 if not queue:
                     turns.remove(name)
                     self._forget(lane, name, group)

@@ -146,6 +146,25 @@ class Client:
             )
         )
 
+    def search_vectors(
+        self,
+        vectors: npt.ArrayLike,
+        modality: str,
+        *,
+        target: str | None = None,
+        k: int | None = None,
+        filter: Mapping[str, Any] | None = None,
+        score_threshold: float | None = None,
+        order: str | None = None,
+    ) -> Table:
+        """The most similar objects of each of many vectors (Q, D) of the service's model, in one request.
+
+        One row a hit, with the place of its vector in the column query; nothing is left out, so an object of the index
+        finds itself. Arguments as for `search`; the largest Q is `max_vectors` of `info()["limits"]`.
+        """
+        asked = {"target": target, "k": k, "filter": filter, "score_threshold": score_threshold, "order": order}
+        return self.send(calls.search_vectors(vectors, modality, **asked))
+
     def estimate(
         self,
         *,

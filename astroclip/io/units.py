@@ -93,6 +93,7 @@ def wave_to_angstrom(wave: FloatArray, unit: str) -> FloatArray:
     return wave * angstrom
 
 
+@lru_cache(maxsize=256)
 def _wave_scale(text: str) -> float | None:
     """Angstrom in one unit of length `text`, or None; light of less than 1e-12 m or over 1 m is not meant."""
     from astropy import units
@@ -134,12 +135,15 @@ def flux_to_flam(flux: FloatArray, wave: FloatArray, unit: str) -> FloatArray:
     """
     from astropy import units
 
+    scale = _flam_scale(unit)
+    if scale is not None:
+        return np.full(wave.shape, scale)
     parsed = _parse(unit)
     scale = 1.0
     if parsed is not None and parsed.is_equivalent(units.mgy):
         scale, parsed = float(parsed.to(units.mgy)) * MAGGY_JY, units.Jy
-    flam = units.Unit(1e-17 * units.erg / units.s / units.cm**2 / units.AA)
-    if parsed is not None and (parsed.is_equivalent(flam) or parsed.is_equivalent(units.Jy)):
+    if parsed is not None and parsed.is_equivalent(units.Jy):
+        flam = units.Unit(1e-17 * units.erg / units.s / units.cm**2 / units.AA)
         return parsed.to(flam, np.full(wave.shape, scale), equivalencies=units.spectral_density(wave * units.AA))
     if _words(unit) & _COUNTS:
         raise refusal(
@@ -150,6 +154,15 @@ def flux_to_flam(flux: FloatArray, wave: FloatArray, unit: str) -> FloatArray:
             field="flux_unit",
         )
     raise _unknown_flux_unit(unit)
+
+
+@lru_cache(maxsize=256)
+def _flam_scale(text: str) -> float | None:
+    """1e-17 erg/s/cm2/A in one unit of flux per wavelength `text`, or None."""
+    from astropy import units
+
+    unit, flam = _parse(text), units.Unit(1e-17 * units.erg / units.s / units.cm**2 / units.AA)
+    return float(unit.to(flam)) if unit is not None and unit.is_equivalent(flam) else None
 
 
 def _unknown_flux_unit(unit: str) -> InputError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from astroclip.models.blocks import asinh
 from astroclip.models.configuration import ImageTowerConfig
 from astroclip.models.resnet import resnet, resnet_features
 
@@ -28,7 +29,7 @@ class AsinhMapping(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         # Built here, not a buffer: it belongs to the config, and float16 weight files must not round it.
         softening = torch.tensor(self.softening, dtype=pixels.dtype, device=pixels.device).view(1, -1, 1, 1)
-        return torch.asinh(pixels / softening) / 2
+        return asinh(pixels / softening) / 2
 
 
 class AperturePhotometry(nn.Module):

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from astroclip.models.blocks import Block, Feedforward
+from astroclip.models.blocks import Block, Feedforward, asinh
 from astroclip.models.configuration import SpectrumTowerConfig
 
 __all__ = ["Normalised", "SpectrumTower", "TemplateMatch", "broadband", "normalise"]
@@ -78,7 +78,7 @@ def normalise(flux: torch.Tensor, ivar: torch.Tensor) -> Normalised:
     root = ivar.clamp_min(0).sqrt()
     snr = (level.abs() * root).sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp_min(1)
     return Normalised(
-        x=torch.asinh((flux - level) / scale).masked_fill(~valid, 0.0),
+        x=asinh((flux - level) / scale).masked_fill(~valid, 0.0),
         known=(torch.log1p(scale * root) / 3).masked_fill(~valid, 0.0),
         statistics=torch.cat(
             [torch.asinh(level), torch.log10(scale), torch.asinh(level / scale) / 2, torch.log1p(snr) / 3], dim=1
@@ -233,7 +233,7 @@ def line_signal(spectrum: Normalised, stride: int) -> torch.Tensor:
     places = CONTINUUM_PIXELS // stride // 2 * 2 + 1
     around = F.avg_pool1d(torch.stack([shown, share], dim=1), places, stride=1, padding=places // 2)
     continuum = around[:, 0] / around[:, 1].clamp_min(1e-3)
-    return torch.asinh(stride**0.5 * (weighted - continuum * weight) / weight.sqrt().clamp_min(1e-6))
+    return asinh(stride**0.5 * (weighted - continuum * weight) / weight.sqrt().clamp_min(1e-6))
 
 
 class SpectrumTower(nn.Module):

@@ -6,10 +6,13 @@ picture) are made by the readers; those of the grid (`resampled`, `wavelength_co
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from astroclip.preprocess.medians import chosen_pixels, level_and_noise
 from astroclip.types import Flag, Image
 
 __all__ = ["image_doubts", "spectrum_doubts"]
@@ -104,21 +107,43 @@ def _flat(plane: Pixels) -> bool:
     return bool(top > 0 and np.count_nonzero(plane == top) >= PLATEAU_PIXELS)
 
 
+@lru_cache(maxsize=4)
+def _radius(size: int) -> npt.NDArray[np.float64]:
+    """(S, S) distance from the centre, pixels."""
+    axis = np.arange(size) - (size - 1) / 2
+    return np.asarray(np.hypot(axis, axis[:, None]))
+
+
 def _elsewhere(pixels: Pixels, valid: Valid) -> float | None:
     """Distance from the centre, grid pixels, of the brightest source where the centre itself is empty; else None."""
-    axis = np.arange(pixels.shape[-1]) - (pixels.shape[-1] - 1) / 2
-    radius = np.hypot(axis, axis[:, None])
-    stacked = np.zeros(pixels.shape[1:])
-    for plane, good in zip(pixels, valid, strict=True):
-        if not good.any():
+    radius = _radius(pixels.shape[-1])
+    levels: list[float] = []
+    noises: list[float] = []
+    for known in chosen_pixels(pixels, valid):
+        if not known.size:
             return None
-        level = float(np.median(plane[good]))
-        noise = 1.4826 * float(np.median(np.abs(plane[good] - level)))
-        if noise <= 0:
-            return None
-        stacked += np.where(good, plane - level, 0.0) / noise
-    smoothed = ndimage.uniform_filter(stacked, 5) * 5 / np.sqrt(len(pixels))
-    brightest = np.unravel_index(np.argmax(smoothed), smoothed.shape)
-    if smoothed[radius <= CENTRE_PIXELS].max() >= NOTHING or smoothed[brightest] < SOMETHING:
+        level, noise = level_and_noise(known)
+        levels.extend(level)
+        noises.extend(noise)
+    if min(noises) <= 0:
         return None
-    return float(radius[brightest])
+    above = (pixels - _column(levels)) / _column(noises)
+    stacked = (above if valid.all() else np.where(valid, above, 0)).sum(axis=0, dtype=np.float64)
+    # The centre alone first: with most images that settles it. The margin is what the window of 5 pixels reaches.
+    middle = slice(edge := max(int(len(stacked) / 2 - CENTRE_PIXELS) - 2, 0), len(stacked) - edge)
+    centre = _smoothed(stacked[middle, middle], len(pixels))[radius[middle, middle] <= CENTRE_PIXELS]
+    if centre.max() >= NOTHING:
+        return None
+    smoothed = _smoothed(stacked, len(pixels))
+    brightest = np.unravel_index(np.argmax(smoothed), smoothed.shape)
+    return float(radius[brightest]) if smoothed[brightest] >= SOMETHING else None
+
+
+def _column(of_bands: list[float]) -> Pixels:
+    """(B, 1, 1) numbers of the bands of an image."""
+    return np.array(of_bands, dtype=np.float32).reshape(-1, 1, 1)
+
+
+def _smoothed(stacked: npt.NDArray[np.float64], n_bands: int) -> npt.NDArray[np.float64]:
+    """Sigma of 5 x 5 pixels of the sum of `n_bands` planes in units of their own sigma."""
+    return np.asarray(ndimage.uniform_filter(stacked, 5) * 5 / np.sqrt(n_bands))

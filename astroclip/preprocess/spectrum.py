@@ -6,6 +6,7 @@ embedding serves a line at every redshift. Published spectrum encoders want DESI
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,6 +16,7 @@ from scipy import sparse
 
 from astroclip.errors import InputError
 from astroclip.preprocess.doubts import spectrum_doubts
+from astroclip.preprocess.medians import medians
 from astroclip.preprocess.statistics import spectrum_statistics
 from astroclip.types import Flag, Quality, Spectrum
 
@@ -29,6 +31,9 @@ GAP_FACTOR = 4.0
 # Wavelengths this close to the grid's, in bins, are the grid's: files keep them as float32 (2e-4 A at 9000 A), and
 # sharing pixels between bins by that would only blur.
 ON_GRID = 0.01
+# Overlaps kept: the spectra of a survey share their wavelengths, or have a few sets of them. Longer ones (echelle
+# orders) are kept for nobody: eight of them together take 4 MB, of 400,000 pixels they would take 100.
+KEPT_OVERLAPS, KEPT_PIXELS = 8, 20_000
 
 
 @dataclass(frozen=True)
@@ -106,24 +111,52 @@ def overlap_matrix(wave: npt.NDArray[np.float64], grid: SpectrumGrid) -> sparse.
     return sparse.csr_array((fraction[keep], (bins[keep], columns[keep])), shape=shape)
 
 
+class Overlaps:
+    """Overlap matrices and their squares by wavelengths and grid, the latest few kept; safe in threads."""
+
+    def __init__(self, kept: int = KEPT_OVERLAPS) -> None:
+        self._kept = kept
+        self._found: list[tuple[npt.NDArray[np.float64], SpectrumGrid, sparse.csr_array, sparse.csr_array]] = []
+        self._lock = threading.Lock()
+
+    def get(self, wave: npt.NDArray[np.float64], grid: SpectrumGrid) -> tuple[sparse.csr_array, sparse.csr_array]:
+        """`overlap_matrix(wave, grid)` and the same with every element squared."""
+        for theirs, of, overlap, squared in self._found:
+            if len(theirs) == len(wave) and theirs[0] == wave[0] and of == grid and np.array_equal(theirs, wave):
+                return overlap, squared
+        overlap = overlap_matrix(wave, grid)
+        squared = overlap.power(2)
+        if len(wave) > KEPT_PIXELS:
+            return overlap, squared
+        with self._lock:
+            self._found = [(wave.copy(), grid, overlap, squared), *self._found[: self._kept - 1]]
+        return overlap, squared
+
+
+_OVERLAPS = Overlaps()
+
+
 def rebin(
-    flux: npt.NDArray[np.floating], ivar: npt.NDArray[np.floating], overlap: sparse.csr_array
+    flux: npt.NDArray[np.floating],
+    ivar: npt.NDArray[np.floating],
+    overlap: sparse.csr_array,
+    squared: sparse.csr_array | None = None,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Inverse-variance weighted means in each bin.
 
     flux, ivar: (L,) or (N, L), ivar 0 where bad. Returns the same with L -> n_pixels.
+    squared:    `overlap` with every element squared, where the caller has it.
     With overlap fractions o and inverse variances w of independent pixels,
     flux = sum(o w f) / sum(o w) and ivar = sum(o w)^2 / sum(o^2 w).
     """
-    weight = np.atleast_2d(ivar).astype(np.float64).T
-    values = np.atleast_2d(flux).astype(np.float64).T
+    weight = ivar.T.astype(np.float64)
     total = overlap @ weight
-    squared = overlap.power(2) @ weight
+    variance = (overlap.power(2) if squared is None else squared) @ weight
+    weight *= flux.T
     good = total > 0
-    mean = np.divide(overlap @ (weight * values), total, out=np.zeros_like(total), where=good)
-    out = np.divide(total**2, squared, out=np.zeros_like(total), where=good)
-    shape = (*np.shape(flux)[:-1], overlap.shape[0])
-    return mean.T.reshape(shape).astype(np.float32), out.T.reshape(shape).astype(np.float32)
+    mean = np.divide(overlap @ weight, total, out=np.zeros_like(total), where=good)
+    out = np.divide(total**2, variance, out=np.zeros_like(total), where=good)
+    return mean.T.astype(np.float32), out.T.astype(np.float32)
 
 
 def spectrum_to_grid(spectrum: Spectrum, grid: SpectrumGrid | None = None) -> GridSpectrum:
@@ -142,10 +175,10 @@ def spectrum_to_grid(spectrum: Spectrum, grid: SpectrumGrid | None = None) -> Gr
             field="ivar",
         )
     _refuse_short(spectrum.wave[good], grid)
-    weight = np.where(good, spectrum.ivar, 0)
-    flux, ivar = rebin(np.where(good, spectrum.flux, 0), weight, overlap_matrix(spectrum.wave, grid))
+    overlaps = _OVERLAPS.get(spectrum.wave, grid)
+    flux, ivar = rebin(np.where(good, spectrum.flux, 0), np.where(good, spectrum.ivar, 0), *overlaps)
     covered = ivar > 0
-    coverage = float(covered.mean())
+    coverage = np.count_nonzero(covered) / covered.size
     if coverage < MIN_GOOD_FRACTION:
         raise InputError(
             f"Good pixels cover {coverage:.0%} of {grid.wave_min:.0f}-{grid.wave_max:.0f} A; the model needs "
@@ -153,14 +186,15 @@ def spectrum_to_grid(spectrum: Spectrum, grid: SpectrumGrid | None = None) -> Gr
             code="low_coverage",
             field="mask",
         )
-    if float(flux[covered].max()) == float(flux[covered].min()):
+    known = flux[covered]
+    if float(known.max()) == float(known.min()):
         raise InputError(
-            f"The flux is constant ({float(flux[covered][0]):g}); wanted a spectrum with signal or noise. "
+            f"The flux is constant ({float(known[0]):g}); wanted a spectrum with signal or noise. "
             "Check the flux column.",
             code="constant_spectrum",
             field="flux",
         )
-    snr = float(np.median(flux[covered] * np.sqrt(ivar[covered])))
+    snr = float(medians(known * np.sqrt(ivar[covered])))
     quality = replace(spectrum.quality, coverage=coverage, snr=snr, statistics=spectrum_statistics(flux, ivar))
     flags = _coverage_flags(grid.wave[covered], coverage, grid)
     flags += spectrum_doubts(spectrum.quality.masked_fraction, snr)

@@ -9,18 +9,21 @@ alone: ratios, signal-to-noise and shapes, through logarithms or asinh, so that 
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from astroclip.preprocess.medians import chosen_pixels, level_and_noise, medians
 from astroclip.types import Modality
 
 __all__ = ["STATISTICS", "image_statistics", "spectrum_statistics"]
 
 Array = npt.NDArray[np.floating]
 Disc = npt.NDArray[np.bool_]
+Pixels = npt.NDArray[np.intp]
 
 CORE_PIXELS, SOURCE_PIXELS = 4.0, 11.5  # 1" and 3" at 0.262": the seeing, and most of a galaxy at z > 0.1
 BRIGHT = 5.0  # sigma from which a pixel is no noise: three in a million in a million pixels of sky
@@ -59,76 +62,92 @@ def _finite(found: list[float]) -> tuple[float, ...]:
 
 
 @lru_cache(maxsize=4)
-def _discs(size: int) -> tuple[Disc, Disc, Array, Array]:
-    """(S, S): within the core, within the source's aperture, and pixels from the centre in x and y."""
+def _discs(size: int) -> tuple[Disc, Pixels, Disc, Array, Array]:
+    """Where the source is: (S, S) its aperture; of its n pixels their places in the flattened image, which of them are
+    the core's, and how far from the centre they are in x and y."""
     axis = np.arange(size) - (size - 1) / 2
     x, y = np.broadcast_to(axis, (size, size)), np.broadcast_to(axis[:, None], (size, size))
     radius = np.hypot(x, y)
-    return radius <= CORE_PIXELS, radius <= SOURCE_PIXELS, x, y
+    source = radius <= SOURCE_PIXELS
+    return source, np.flatnonzero(source), radius[source] <= CORE_PIXELS, x[source], y[source]
 
 
 def image_statistics(pixels: Array, valid: npt.NDArray[np.bool_]) -> tuple[float, ...]:
     """Of an image on the grid, (B, S, S) each: finite numbers, named by `STATISTICS["image"]`."""
-    core, source, x, y = _discs(pixels.shape[-1])
+    source, places, core, x, y = _discs(pixels.shape[-1])
     outside = valid & ~source
-    planes = []
-    for plane, good, far in zip(pixels, valid, outside, strict=True):
-        sky = plane[far] if far.any() else plane[good]
-        if not sky.size:
-            planes.append(np.zeros(plane.shape))
-            continue
-        level = float(np.median(sky))
-        noise = 1.4826 * float(np.median(np.abs(sky - level)))
-        # where most of the sky is one value, as in a drawing, the MAD is 0
-        noise = max(noise, 1e-3 * float(np.abs(sky - level).max()), 1e-12)
-        planes.append(np.where(good, (plane - level) / noise, 0.0))
-    units = np.stack(planes)  # of sigma above the sky
-    total = units[:, source].sum(axis=1)
-    inner = units[:, core].sum(axis=1)
-    weight = np.clip(units.mean(axis=0), 0, None) * source
-    light = max(float(weight.sum()), 1e-9)
-    offset = np.hypot(float((weight * x).sum()), float((weight * y).sum())) / light
+    units = _units(pixels, valid, outside)
+    inside = units.reshape(len(units), -1).take(places, axis=1)
+    total, inner = inside.sum(axis=1), inside.compress(core, axis=1).sum(axis=1)
+    one_sigma = np.sqrt(len(places))
+    weight = np.maximum(inside.mean(axis=0), 0)
+    offset = math.hypot(weight @ x, weight @ y) / max(float(weight.sum()), 1e-9)
     stacked = units.sum(axis=0) / np.sqrt(len(units))
     smoothed = ndimage.uniform_filter(stacked, 5)
     rival = max(float(smoothed.max()), FLOOR) / max(float(smoothed[source].max()), FLOOR)
     area = max(int(np.count_nonzero(valid)), 1)
-    bright, dark = int(np.count_nonzero(units > BRIGHT)) / area, int(np.count_nonzero(units < -BRIGHT)) / area
-    steps = np.abs(np.diff(units, axis=2))[outside[:, :, 1:] & outside[:, :, :-1]]
+    bright, dark = np.count_nonzero(units > BRIGHT) / area, np.count_nonzero(units < -BRIGHT) / area
+    steps = np.abs((units[:, :, 1:] - units[:, :, :-1])[outside[:, :, 1:] & outside[:, :, :-1]])
     blocks = _block_noise(stacked)
     found = [
-        float(np.mean(np.arcsinh(total / np.sqrt(source.sum())))),
-        float(np.mean(inner / np.maximum(np.abs(total), np.sqrt(source.sum())))),
+        float(np.mean(np.arcsinh(total / one_sigma))),
+        float(np.mean(inner / np.maximum(np.abs(total), one_sigma))),
         float(np.log(offset + 0.1)),
         float(np.log(rival)),
         float(np.log(bright + FLOOR)),
         float(np.log(dark + FLOOR / 10)),
         _sharpness(units),
-        _agreement(units[:, source]),
-        float(np.log(np.median(steps) + FLOOR)) if steps.size else 0.0,
+        _agreement(inside),
+        float(np.log(medians(steps) + FLOOR)) if steps.size else 0.0,
         float(np.log((blocks.max() + FLOOR) / (blocks.min() + FLOOR))),
     ]
     return _finite(found)
 
 
+def _units(pixels: Array, valid: npt.NDArray[np.bool_], outside: npt.NDArray[np.bool_]) -> Array:
+    """Every band above its sky in units of its noise, 0 where not `valid`; both from the pixels `outside` the source,
+    or from all where there are none."""
+    some = outside.any(axis=(1, 2), keepdims=True)
+    if not np.all(some):
+        outside = np.where(some, outside, valid)
+    level, noise = (np.concatenate(parts) for parts in zip(*map(_sky, chosen_pixels(pixels, outside)), strict=True))
+    units = (pixels - level[:, None, None]) / noise.astype(pixels.dtype)[:, None, None]
+    return units if valid.all() else np.where(valid, units, 0)
+
+
+def _sky(pixels: Array) -> tuple[Array, Array]:
+    """Level and noise of bands (B, n)."""
+    if not pixels.size:
+        return np.zeros(len(pixels), pixels.dtype), np.ones(len(pixels))
+    level, noise = level_and_noise(pixels)
+    # where most of the sky is one value, as in a drawing, the MAD is 0
+    furthest = np.maximum(pixels.max(axis=1) - level, level - pixels.min(axis=1)).astype(np.float64)
+    return level, np.maximum(noise, np.maximum(1e-3 * furthest, 1e-12))
+
+
 def _sharpness(units: Array) -> float:
     """A point seen through the atmosphere spreads over its neighbours; a cosmic ray, a dead column, text do not."""
-    inner = units[:, 1:-1, 1:-1]
-    around = (units[:, 2:, 1:-1] + units[:, :-2, 1:-1] + units[:, 1:-1, 2:] + units[:, 1:-1, :-2]) / 4
-    bright = inner > 4 * BRIGHT
-    return float(((inner - around)[bright] / inner[bright]).max()) if bright.any() else 0.0
+    inner = units[:, 1:-1, 1:-1] > 4 * BRIGHT
+    if not inner.any():
+        return 0.0
+    band, y, x = np.unravel_index(np.flatnonzero(inner), inner.shape)
+    y, x = y + 1, x + 1
+    bright = units[band, y, x]
+    around = (units[band, y + 1, x] + units[band, y - 1, x] + units[band, y, x + 1] + units[band, y, x - 1]) / 4
+    return float(((bright - around) / bright).max())
 
 
 def _block_noise(stacked: Array) -> Array:
     """(16,) median absolute deviations of the sixteenths of the field."""
     side = stacked.shape[0] // 4
     parts = stacked[: 4 * side, : 4 * side].reshape(4, side, 4, side).swapaxes(1, 2).reshape(16, -1)
-    return np.asarray(np.median(np.abs(parts - np.median(parts, axis=1, keepdims=True)), axis=1))
+    return np.asarray(medians(np.abs(parts - medians(parts)[:, None])))
 
 
 def _agreement(units: Array) -> float:
     """Mean correlation of neighbouring bands, (B, n) values."""
     centred = units - units.mean(axis=1, keepdims=True)
-    norm = np.sqrt((centred**2).sum(axis=1))
+    norm = np.sqrt(np.square(centred).sum(axis=1))
     pairs = (centred[1:] * centred[:-1]).sum(axis=1) / np.maximum(norm[1:] * norm[:-1], 1e-12)
     return float(pairs.mean()) if len(pairs) else 0.0
 
@@ -142,26 +161,44 @@ def spectrum_statistics(flux: Array, ivar: Array) -> tuple[float, ...]:
     known, weight = flux[good].astype(np.float64), ivar[good].astype(np.float64)
     noise = np.sqrt(float((1 / weight).mean()) / (len(known) / N_BANDS))
     scale = max(abs(float(known.mean())), noise)
-    bands = np.array_split(np.where(good, flux, np.nan), N_BANDS)
-    shape = [
-        float(np.arcsinh(np.nanmean(band) / scale)) if np.isfinite(band).mean() > MIN_BAND else np.nan for band in bands
-    ]
-    filled = np.nan_to_num(shape, nan=float(np.nanmean(shape)) if np.isfinite(shape).any() else 0.0)
+    weighted = known * weight
     return _finite(
         [
-            float(np.arcsinh(np.median(known * np.sqrt(weight)))),
-            *(_structure(known, weight, scale) for scale in SCALES),
-            *filled.tolist(),
+            float(np.arcsinh(medians(known * np.sqrt(weight)))),
+            *(_structure(weighted, weight, size) for size in SCALES),
+            *_shape(flux, good, scale),
         ]
     )
 
 
-def _structure(flux: Array, weight: Array, scale: int) -> float:
-    """Allan variance of means of `scale` pixels over what the noise alone gives: 0 for noise, log."""
-    length = len(flux) // scale * scale
+def _shape(flux: Array, good: npt.NDArray[np.bool_], scale: float) -> list[float]:
+    """asinh of the bands' means over `scale`; one of which too little is known takes the mean of the others."""
+    starts = _band_starts(len(flux))
+    pixels = np.diff(starts, append=len(flux))
+    known = np.add.reduceat(good, starts, dtype=np.int64)
+    sums = np.add.reduceat(np.where(good, flux, 0), starts, dtype=np.float64)
+    found = np.arcsinh(sums / np.maximum(known, 1) / scale)
+    enough = known / pixels > MIN_BAND
+    others = float(found[enough].mean()) if enough.any() else 0.0
+    return [float(value) for value in np.where(enough, found, others)]
+
+
+@lru_cache(maxsize=4)
+def _band_starts(length: int) -> npt.NDArray[np.int64]:
+    """First pixels of `N_BANDS` bands of `length` pixels, as equal as they can be, the longer ones first."""
+    return np.array([band[0] for band in np.array_split(np.arange(length), N_BANDS)])
+
+
+def _structure(weighted: Array, weight: Array, scale: int) -> float:
+    """Allan variance of means of `scale` pixels over what the noise alone gives: 0 for noise, log.
+
+    weighted, weight: flux times its inverse variance, and the latter.
+    """
+    length = len(weight) // scale * scale
     if length < 2 * scale:
         return 0.0
     total = weight[:length].reshape(-1, scale).sum(axis=1)
-    mean = (flux * weight)[:length].reshape(-1, scale).sum(axis=1) / total
-    squares = np.diff(mean) ** 2 / (1 / total[1:] + 1 / total[:-1])
-    return float(np.log(np.mean(np.minimum(squares, np.quantile(squares, 0.99))) + FLOOR))
+    mean = weighted[:length].reshape(-1, scale).sum(axis=1) / total
+    squares = np.sort(np.diff(mean) ** 2 / (1 / total[1:] + 1 / total[:-1]))
+    limit = np.interp(0.99 * (len(squares) - 1), np.arange(len(squares)), squares)  # the quantile 0.99
+    return float(np.log(np.mean(np.minimum(squares, limit)) + FLOOR))

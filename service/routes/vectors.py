@@ -18,6 +18,7 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/search", tags=["search"], responses={**ERRORS, **TABLE})
 
+_A_SEARCH = 32  # vectors of one call that take as long as a request with its answer: 1.5 ms on an index of 10,000
 _PARAMETERS = [
     {"name": name, "in": "query", "required": name == "modality", "description": text, "schema": schema}
     for name, text, schema in (
@@ -50,7 +51,8 @@ async def vectors(request: Request) -> Response:
     fmt = chosen_format(request)
     found_in = await engine.workers.decode(trace, read_vectors, upload, engine.index.dim, settings.max_vectors)
     trace.batch = trace.batch or len(found_in) > settings.max_interactive_items
-    hits = await engine.search(trace, search_vectors, engine, asked, found_in)
+    weight = -(-len(found_in) // _A_SEARCH)
+    hits = await engine.search(trace, search_vectors, engine, asked, found_in, weight=weight)
     if fmt == "json":
         return Response(hits.json(trace.request_id, engine.provenance()), media_type="application/json")
     meta = table_meta(engine, trace.request_id, search_mode=hits.report.mode)

@@ -120,6 +120,21 @@ def test_order_threshold_and_weights(api, galaxy, spectrum):
     assert len(api.search(query={"combine": examples}, k=4)) == 4
 
 
+def test_many_vectors_at_once(api, engine):
+    rows = np.flatnonzero(engine.index.catalog.flag("has_spectrum"))[:3]
+    vectors = np.stack([engine.index.vector(int(row), "spectrum") for row in rows])
+    table = api.search_vectors(
+        vectors, "spectrum", target="spectrum", k=4, filter={"column": "redshift", "range": [0, 9]}
+    )
+    assert list(table["query"]) == [i for i in range(3) for _ in range(4)]
+    own = [engine.index.catalog.row(int(row))["object_id"] for row in rows]
+    assert list(table["object_id"][::4]) == own and table.meta["index"]["id"] == "test"
+    with pytest.raises(InputError, match="shape"):
+        api.search_vectors(np.ones((2, 3)), "spectrum")
+    line = calls.search_vectors(vectors, "spectrum", k=2).curl("http://host")
+    assert "--data-binary @FILE" in line and "modality=spectrum&k=2" in line
+
+
 def test_missing_values_are_masked(api):
     table = api.search(object_id="sim-00000010", k=50, target="spectrum")
     row = list(table["object_id"]).index("sim-00000011")

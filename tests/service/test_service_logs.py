@@ -20,6 +20,7 @@ from survey import image_fits
 from service import logs
 from service.app import make_app
 from service.engine import Engine
+from service.keys import changing, new_key
 
 LOUD = "\n2026-01-01T00:00:00.000Z CRITICAL forged\x1b[31m\u2028\x85{}"
 
@@ -82,13 +83,32 @@ def test_the_access_line(asking, galaxy):
     answer = client.post("/v1/embed/image", content=body)
     (line,) = stream.access()
     assert line["request_id"] == answer.headers["x-request-id"]
-    assert line["caller"] == "testclient"
+    assert line["caller"] == "anonymous"
     assert (line["level"], line["method"], line["route"], line["status"]) == ("info", "POST", "/v1/embed/image", 200)
     assert (line["bytes_in"], line["bytes_out"]) == (len(body), len(answer.content))
     assert line["duration_ms"] >= line["inference_ms"] > 0
     for stage in ("queue", "decode", "inference", "search"):
         assert line[f"{stage}_ms"] == float(answer.headers[f"x-{stage}-time"])
     assert "code" not in line
+
+
+def test_the_access_line_names_the_key_by_its_id(asking, tmp_path):
+    with changing(tmp_path / "keys.json") as keys:
+        made, key = new_key({"read"})
+        keys.append(key)
+    client, stream = asking(keys_file=tmp_path / "keys.json")
+    client.get("/v1/objects/x", headers={"authorization": f"Bearer {made}"})
+    client.get("/v1/objects/x")
+    client.post("/v1/admin/x", headers={"x-api-key": made})
+    assert [(line["status"], line["caller"]) for line in stream.access()] == [
+        (404, made.split("_")[1]),
+        (401, "anonymous"),
+        (403, made.split("_")[1]),
+    ]
+    (audit,) = [entry for entry in stream.entries() if entry["logger"] == "astroclip.audit"]
+    assert audit["message"] == "admin_call: refused"
+    assert audit["audit"]["key"] == audit["caller"] == made.split("_")[1]
+    assert made.split("_")[2] not in stream.getvalue()
 
 
 def test_one_line_a_request_with_the_code_of_its_error(asking):

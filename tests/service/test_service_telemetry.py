@@ -46,7 +46,7 @@ def test_a_request_is_a_span_and_its_stages_are_children(spans, galaxy):
     assert answer.status_code == 200
     server = named(finished(), "POST /v1/embed/image")
     assert server.attributes["astroclip.request_id"] == "mine"
-    assert server.attributes["astroclip.caller"] == "testclient"
+    assert server.attributes["astroclip.caller"] == "anonymous"
     assert server.attributes["http.route"] == "/v1/embed/image"
     assert server.attributes["http.response.status_code"] == 200
     stages = [span for span in finished() if span is not server]

@@ -16,6 +16,7 @@ class Item:
     lane: Lane = Lane.interactive
     group: str = "image"
     number: int = 0
+    weight: int = 1
 
 
 def room(*items: Item) -> Waiting[Item]:
@@ -85,3 +86,12 @@ def test_the_patient_never_starve():
 def test_how_many_come_before(caller, lane, ahead):
     waiting = room(*[Item("greedy") for _ in range(40)], *[Item("modest") for _ in range(3)])
     assert waiting.ahead(lane, caller) == ahead
+
+
+def test_a_heavy_item_counts_for_its_weight():
+    waiting = room(Item("heavy", weight=30), Item("light"))
+    assert len(waiting) == 31 and waiting.ahead(Lane.interactive, "light") == 3
+    assert waiting.ahead(Lane.interactive, "heavy") == 31
+    assert len(waiting.take(1)) == 1 and len(waiting) == 1
+    waiting.take(1)
+    assert len(waiting) == 0 and waiting.ahead(Lane.interactive, "heavy") == 0
