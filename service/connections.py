@@ -1,9 +1,9 @@
 """Connections of strangers: how long a request's head may take and be, how many there may be, how long an answer waits.
 
 What binds bodies (`service.limits`) begins with a request, and uvicorn bounds only the pause between two of them: a
-client that sends a head byte by byte, or nothing, or one without end, or never reads its answer, would hold a connection and
-memory for ever. What request smuggling lives from (Content-Length beside Transfer-Encoding or twice, bare line feeds,
-malformed chunks) httptools refuses; tests/service/test_service_connections.py holds it to that.
+client that sends a head byte by byte, or nothing, or one without end, or never reads its answer, would hold a
+connection and memory for ever. What request smuggling lives from (Content-Length beside Transfer-Encoding or twice,
+bare line feeds, malformed chunks) httptools refuses; tests/service/test_service_connections.py holds it to that.
 """
 
 from __future__ import annotations

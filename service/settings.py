@@ -239,8 +239,8 @@ class Settings(BaseSettings):
     max_json_bytes: int = Field(
         default=4 * 2**20,
         ge=1024,
-        description="Largest JSON request (413): a MOC of 250,000 cells, or 50 vectors of 4,096. It is read in the event "
-        "loop, 30 ms a MB, and becomes ten times its size in objects.",
+        description="Largest JSON request (413): a MOC of 250,000 cells, or 50 vectors of 4,096. It is read in the "
+        "event loop, 30 ms a MB, and becomes ten times its size in objects.",
     )
     reader: ReaderLimits = Field(
         default=DEFAULT_LIMITS,

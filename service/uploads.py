@@ -148,8 +148,8 @@ def parse_json(body: bytes, kind: type[M], most: int) -> M:
     """
     if len(body) > most:
         raise LimitError(
-            f"The JSON request holds {len(body):,} bytes; at most {most:,} are read. Shorten its lists; many vectors go to "
-            "/v1/search/vectors as .npy.",
+            f"The JSON request holds {len(body):,} bytes; at most {most:,} are read. Shorten its lists; many vectors "
+            "go to /v1/search/vectors as .npy.",
             code="json_too_large",
             limit=most,
         )

@@ -191,7 +191,8 @@ def gunzip(data: bytes, limits: ReaderLimits = DEFAULT_LIMITS) -> bytes:
     """Unpack gzip members, stopping as soon as a limit is passed; never holds more than the limit plus one
     piece.
 
-    Raises LimitError (`decompressed_too_large`, `decompression_ratio`, `too_many_gzip_members`), InputError (`damaged_gzip`).
+    Raises LimitError (`decompressed_too_large`, `decompression_ratio`, `too_many_gzip_members`),
+    InputError (`damaged_gzip`).
     """
     pieces: list[bytes] = []
     total, members, rest = 0, 0, data

@@ -4,7 +4,8 @@
 
 Against one server over raw sockets: a gzip of a GB in a MB, PNG and JPEG bombs, FITS headers that announce terabytes,
 bodies without an end, lies about their length both ways, slow bodies and slow heads, heads without an end, pipelining,
-and the requests that smuggling is made of. After each, the server must still answer, and its memory be near what it was.
+and the requests that smuggling is made of. After each, the server must still answer, and its memory be near what it
+was.
 """
 
 from __future__ import annotations
@@ -38,10 +39,12 @@ def main() -> int:
     started = time.perf_counter()
     settings = {**UNBOUNDED, **TIMES}
     with Server(index=arguments.index, model=arguments.model, settings=settings) as server:
-        for name, path, kind, body in files():  # once, so that imports are behind us
+        for _, path, kind, body in files():  # once, so that imports are behind us
             server.ask("POST", path, body[:5000], {"content-type": kind})
         found = {name: refused(server, path, kind, body) for name, path, kind, body in files()}
-        wire = {name: probe(server, ask) for name, ask in probes(256 if arguments.short else arguments.endless_mb).items()}
+        wire = {
+            name: probe(server, ask) for name, ask in probes(256 if arguments.short else arguments.endless_mb).items()
+        }
         alive = server.status("/readyz") == 200
     gz = found["gzip of 1 GB"]
     marks = {
@@ -74,7 +77,12 @@ def files() -> list[tuple[str, str, str, bytes]]:
         ("FITS of 8 TB", IMAGE, fits, _header(("NAXIS", 2), ("NAXIS1", 10**6), ("NAXIS2", 10**6))),
         ("FITS of 10^60 bytes", IMAGE, fits, _header(("NAXIS", 3), *((f"NAXIS{i}", 10**19) for i in (1, 2, 3)))),
         ("FITS without an end", IMAGE, fits, b"SIMPLE  =                    T".ljust(80) + b" " * 4_000_000),
-        ("FITS of CONTINUE cards", IMAGE, fits, _header(("NAXIS", 0)).replace(b"END", b"X   = 'a&'", 1) + _continued(4000)),
+        (
+            "FITS of CONTINUE cards",
+            IMAGE,
+            fits,
+            _header(("NAXIS", 0)).replace(b"END", b"X   = 'a&'", 1) + _continued(4000),
+        ),
         ("PNG of 10^9 pixels", IMAGE, png, _png(30_000, 30_000)),
         ("PNG of 2^31 squared", IMAGE, png, _png(2**31 - 1, 2**31 - 1)),
         ("PNG text of 1 GB", IMAGE, png, _png(40, 40, _chunk(b"zTXt", b"k\0\0" + zlib.compress(b"\0" * 10**8)))),
@@ -183,7 +191,9 @@ def probes(endless_mb: int) -> dict[str, Ask]:
         ),
         "unknown encoding": lambda s: _expect(s, post + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 400, 415, 501),
         "chunk of a bad size": lambda s: _expect(s, post + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nabc", 400),
-        "chunk of 2^64": lambda s: _expect(s, post + b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 17 + b"\r\nabc", 400),
+        "chunk of 2^64": lambda s: _expect(
+            s, post + b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 17 + b"\r\nabc", 400
+        ),
         "blank before the colon": lambda s: _expect(s, get + b"Content-Length : 5\r\n\r\n", 400),
         "folded header": lambda s: _expect(s, get + b"X: a\r\n b\r\n\r\n", 400, 200),
         "NUL in a header": lambda s: _expect(s, get + b"X: a\0b\r\n\r\n", 400),
@@ -289,7 +299,12 @@ def _crowd(connection: socket.socket) -> dict[str, Any]:
         except OSError:
             pass
         other.close()
-    return {"status": status, "connections": len(crowd), "open_still": open_still, "right": status == 200 and not open_still}
+    return {
+        "status": status,
+        "connections": len(crowd),
+        "open_still": open_still,
+        "right": status == 200 and not open_still,
+    }
 
 
 if __name__ == "__main__":

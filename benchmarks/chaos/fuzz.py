@@ -2,9 +2,9 @@
 
     python -m benchmarks.chaos.fuzz [--count 200000] [--wire 4000] [--workers 2] [--short]
 
-`mutations` makes the cases. Most go straight into the ASGI application, in child processes that keep the cases at work in
-a mapped file: when one dies, the parent finds the culprits there, keeps them (--keep), and starts the next. --wire sends
-further ones over HTTP to a real server. Memory is the resident set after a collection and a trim of malloc's heap; it
+`mutations` makes the cases. Most go straight into the ASGI application, in child processes that keep the cases at
+work in a mapped file: when one dies, the parent finds the culprits there, keeps them (--keep), and starts the next.
+--wire sends further ones over HTTP to a real server. Memory is the resident set after a collection and a trim of malloc's heap; it
 may grow by 50 MB between the end of the warm-up (the first tenth) and the end.
 """
 

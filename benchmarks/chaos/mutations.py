@@ -37,7 +37,8 @@ TYPES = {
 }
 NUMBERS = (
     "0", "1", "-1", "2", "3", "32", "64", "255", "256", "-32", "-64", "16", "999", "1000", "65536", "2147483647",
-    "-2147483648", "4294967296", "9223372036854775807", "9223372036854775808", "1e308", "1e400", "-1e-320", "1D99", "NaN",
+    "-2147483648", "4294967296", "9223372036854775807", "9223372036854775808", "1e308", "1e400", "-1e-320", "1D99",
+    "NaN",
     "inf", "-0.0", "0.1", "3.5", "T", "F", "''", "'grz'", "'  '", "'x&'", "''''", "", "1 2", "(1,2)", "'1E'", "'0E'",
     "'3D'", "'10A'", "'PE(3)'", "'1PB'", "'QD'", "'L'", "'8X'", "'C'", "'nm'", "'10**999'", "'log10(A)'", "'Jy'",
 )  # fmt: skip
@@ -45,19 +46,25 @@ KEYWORDS = (
     "SIMPLE BITPIX NAXIS NAXIS1 NAXIS2 NAXIS3 NAXIS4 EXTEND BSCALE BZERO BLANK BUNIT BANDS BAND0 BAND1 FILTER EXTNAME "
     "EXTVER XTENSION PCOUNT GCOUNT GROUPS TFIELDS THEAP TTYPE1 TTYPE2 TFORM1 TFORM2 TFORM3 TUNIT1 TUNIT2 TSCAL1 TZERO1 "
     "TNULL1 TNULL2 TDIM1 TDIM2 TDISP1 ZIMAGE ZCMPTYPE CTYPE1 CTYPE2 CTYPE3 CUNIT1 CRVAL1 CRVAL2 CRPIX1 CDELT1 CDELT2 "
-    "CD1_1 CD1_2 CD2_1 CD2_2 PC1_1 CROTA2 LONPOLE EQUINOX RADESYS PIXSCALE MAGZERO SURVEY OBJECT RA DEC Z VACUUM DC-FLAG "
+    "CD1_1 CD1_2 CD2_1 CD2_2 PC1_1 CROTA2 LONPOLE EQUINOX RADESYS PIXSCALE MAGZERO SURVEY OBJECT RA DEC Z VACUUM "
+    "DC-FLAG "
     "AIRORVAC IMAGETYP CONTINUE HISTORY COMMENT HIERARCH END CHECKSUM DATASUM INHERIT LONGSTRN"
 ).split()
 TOKENS = tuple(
     map(str.encode, (
-        "SIMPLE  =", "END", "XTENSION", "NaN", "inf", "-1", "1e999", "9" * 40, "\0" * 16, "\r\n", "--" + BOUNDARY, "{", "[", "]",
-        '"', "\\ud800", "\\u0000", "wave,flux,ivar\n", "# wave unit: nm, air\n", "True", "'|O'", "'>f8'", "(-1,)", "IHDR",
+        "SIMPLE  =", "END", "XTENSION", "NaN", "inf", "-1", "1e999", "9" * 40, "\0" * 16, "\r\n", "--" + BOUNDARY,
+        "{", "[", "]",
+        '"', "\\ud800", "\\u0000", "wave,flux,ivar\n", "# wave unit: nm, air\n", "True", "'|O'", "'>f8'", "(-1,)",
+        "IHDR",
         "IDAT", "iCCP", "zTXt", "acTL", "\ufeff", "\u2028", "é", ";", "\t", ",,,,",
     ))
-) + (b"\xff", b"\xff\xd8\xff", b"\xff\xda", b"\x89PNG\r\n\x1a\n", b"\x93NUMPY\x01\x00", b"\x1f\x8b\x08", b"\xff\xff\xff\xff", b"\x80")  # fmt: skip
+) + (b"\xff", b"\xff\xd8\xff", b"\xff\xda", b"\x89PNG\r\n\x1a\n", b"\x93NUMPY\x01\x00", b"\x1f\x8b\x08",
+b"\xff\xff\xff\xff", b"\x80")  # fmt: skip
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 16, 1001, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, 1e-320, "", "x", "image", "spectrum",
-    "either", "both", "sim-00000042", "\0", "é" * 100, "12:34:56", "-00:12:34", "a" * 5000, [], {}, [[]], [1, 2], [None],
+    None, True, False, 0, 1, -1, 2, 16, 1001, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, 1e-320, "", "x", "image",
+    "spectrum",
+    "either", "both", "sim-00000042", "\0", "é" * 100, "12:34:56", "-00:12:34", "a" * 5000, [], {}, [[]], [1, 2],
+    [None],
     {"column": "redshift", "range": [0.1, 0.3]}, {"cone": {"ra": 0, "dec": 90, "radius_deg": 180}}, {"moc": "29/0-9"},
     {"polygon": [[0, 0], [1, 0], [1, 1]]}, {"box": {"ra": [350, 10], "dec": [-5, 5]}}, {"object_id": "sim-00000007"},
 )  # fmt: skip
@@ -136,9 +143,11 @@ def _requests() -> list[tuple[str, dict[str, Any]]]:
     here = {"object_id": "sim-00000042"}
     vector = {"vector": [0.1] * 128, "modality": "image"}
     return [
-        ("/v1/search", {"query": here, "k": 5, "target": "either", "columns": ["ra", "redshift"], "score_threshold": 0.1}),
+        ("/v1/search", {"query": here, "k": 5, "target": "either", "columns": ["ra", "redshift"],
+        "score_threshold": 0.1}),
         ("/v1/search", {"query": vector, "k": 3, "filter": {"and": [{"column": "redshift", "range": [0.1, None]},
-            {"not": {"cone": {"ra": 180, "dec": 0, "radius_deg": 1}}}, {"or": [{"box": {"ra": [350, 200], "dec": [-5, 5]}},
+            {"not": {"cone": {"ra": 180, "dec": 0, "radius_deg": 1}}}, {"or": [{"box": {"ra": [350, 200], "dec": [-5,
+            5]}},
             {"polygon": [[170, -5], [190, -5], [180, 8]]}, {"moc": "5/8-10 6/44"}, {"moc": {"3": [1, 2]}},
             {"column": "object_id", "in": ["sim-00000001", "sim-00000002"]}]}]}}),
         ("/v1/search", {"query": {"position": {"ra": "12:00:00", "dec": "-00:12:00", "radius_arcsec": 3600}}, "k": 2}),
@@ -309,8 +318,10 @@ def _request(rng: random.Random, name: str, start: Seed, body: bytes) -> Case:
         query = rng.choice(("", "modality=image", "modality=spectrum&k=3", "k=x", "k=1e999", "filter={", "query=[[["))
     elif start.kind != "json" and rng.random() < 0.1:
         query = rng.choice((
-            "bands=g,r,z", "bands=", "bands=" + "g," * 40, "pixel_scale_arcsec=0.1", "pixel_scale_arcsec=nan", "object=1",
-            "pixel_scale_arcsec=-1e309", "wave_unit=nm", "wave_unit=10**999", "flux_unit=Jy", "flux_unit=%00", "medium=air",
+            "bands=g,r,z", "bands=", "bands=" + "g," * 40, "pixel_scale_arcsec=0.1", "pixel_scale_arcsec=nan",
+            "object=1",
+            "pixel_scale_arcsec=-1e309", "wave_unit=nm", "wave_unit=10**999", "flux_unit=Jy", "flux_unit=%00",
+            "medium=air",
             "object=%ff%fe", "object=" + "9" * 5000, "format=npy", "nothing=1",
         ))  # fmt: skip
     if rng.random() < 0.15:
@@ -443,12 +454,16 @@ def _npy_header(rng: random.Random, body: bytes) -> bytes:
     text = body[10 : 10 + length].decode("latin-1").rstrip()
     how = rng.randrange(4)
     if how == 0:
-        shape = rng.choice(("()", "(0,)", "(-1,3)", "(3,40,40)", "(40,40,3)", "(9223372036854775807,4)", "(1,)*9", "(2,2,2,2,2)",
-                            "(3,-40,-40)", "(1e3,)", "(4800,)", "(400,3)", "(3,400)", "(300,4)", "None", "(True,3)"))  # fmt: skip
+        shape = rng.choice(("()", "(0,)", "(-1,3)", "(3,40,40)", "(40,40,3)", "(9223372036854775807,4)", "(1,)*9",
+        "(2,2,2,2,2)",
+                            "(3,-40,-40)", "(1e3,)", "(4800,)", "(400,3)", "(3,400)", "(300,4)", "None",
+                            "(True,3)"))  # fmt: skip
         text = re.sub(r"'shape': \([^)]*\)", f"'shape': {shape}", text)
     elif how == 1:
-        kind = rng.choice(("'<f4'", "'>f8'", "'|O'", "'<U9'", "[('a','<f4')]", "'<f2'", "'|b1'", "'<c16'", "'<m8[s]'", "'V4'",
-                           "'<f16'", "'|u1'", "'<i8'", "'<u8'", "''", "'S3'", "{}", "'f4,f4'", "('<f4',(2,))"))  # fmt: skip
+        kind = rng.choice(("'<f4'", "'>f8'", "'|O'", "'<U9'", "[('a','<f4')]", "'<f2'", "'|b1'", "'<c16'",
+        "'<m8[s]'", "'V4'",
+                           "'<f16'", "'|u1'", "'<i8'", "'<u8'", "''", "'S3'", "{}", "'f4,f4'",
+                           "('<f4',(2,))"))  # fmt: skip
         text = re.sub(r"'descr': ('[^']*'|\[.*?\])", f"'descr': {kind}", text)
     elif how == 2:
         text = text.replace("False", rng.choice(("True", "None", "1", "[]")))
@@ -520,8 +535,10 @@ def _cells(rng: random.Random, body: bytes) -> bytes:
         i = rng.randrange(len(lines))
         cells = lines[i].split(b",")
         cells[rng.randrange(len(cells))] = rng.choice((
-            b"nan", b"inf", b"-1e308", b"1e-320", b"0", b"", b"--", b"True", b"1_000", b"0x10", "١٢".encode(), b"9" * 400, b"wave [nm]",
-            b"flux (mJy)", b"loglam", b"\0", b"\xff", b'"1"', b"# wave: 10**999", b"wave [" + b"(" * 90 + b"]", b"mask", b"variance",
+            b"nan", b"inf", b"-1e308", b"1e-320", b"0", b"", b"--", b"True", b"1_000", b"0x10", "١٢".encode(),
+            b"9" * 400, b"wave [nm]",
+            b"flux (mJy)", b"loglam", b"\0", b"\xff", b'"1"', b"# wave: 10**999", b"wave [" + b"(" * 90 + b"]",
+            b"mask", b"variance",
         ))  # fmt: skip
         lines[i] = b",".join(cells)
     if rng.random() < 0.3:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -245,3 +247,42 @@ def test_any_json_gives_a_mask_or_a_clear_refusal(expression):
     except AstroClipError:
         return
     assert found.shape == (N,) and found.dtype == bool
+
+
+@pytest.mark.parametrize(
+    ("limit", "below", "above"),
+    [
+        ("max_vertices", {"polygon": [[0, 0], [1, 0], [1, 1], [0, 1]]}, {"polygon": [[0, 0], [1, 0], [2, 1], [1, 2],
+        [0, 1]]}),
+        ("max_cells", {"moc": "3/1 2 4/1-9 12"}, {"moc": "3/1 2 4/1-9 12 13"}),
+        ("max_cells", {"moc": {"3": [1, 2], "4": [1, 2]}}, {"moc": {"3": [1, 2], "4": [1, 2, 3]}}),
+        ("max_values", {"column": "z", "in": [1, 2, 3, 4]}, {"column": "z", "in": [1, 2, 3, 4, 5]}),
+        ("max_terms", {"or": [{"column": "z", "range": [0, 1]}] * 3}, {"or": [{"column": "z", "range": [0, 1]}] * 4}),
+    ],
+)  # fmt: skip
+def test_budgets_of_a_filter(limit, below, above):
+    limits = dataclasses.replace(DEFAULT_FILTER_LIMITS, **{limit: 4})
+    parse_filter(below, limits)
+    with pytest.raises(LimitError) as refused:
+        parse_filter(above, limits)
+    assert refused.value.limit == 4
+    if limit != "max_terms":  # and they hold for all parts together
+        with pytest.raises(LimitError):
+            parse_filter({"or": [below, {"not": below}]}, limits)
+
+
+def test_budgets_are_above_zero():
+    for field in dataclasses.fields(DEFAULT_FILTER_LIMITS):
+        with pytest.raises(ValueError, match=field.name):
+            dataclasses.replace(DEFAULT_FILTER_LIMITS, **{field.name: 0})
+
+
+def test_large_polygon_and_moc_are_parsed_in_time():
+    import time
+
+    start = time.process_time()
+    with pytest.raises(LimitError):
+        parse_filter({"moc": "29/1 " * 5_000_000})
+    with pytest.raises(LimitError):
+        parse_filter({"polygon": [[0, 0]] * 1_000_000})
+    assert time.process_time() - start < 1.0

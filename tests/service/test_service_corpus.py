@@ -1,7 +1,7 @@
 """The corpus of mutated bodies: every file through the readers and the application, again at every run.
 
-`tests/corpus/` holds bodies that campaigns (benchmarks/chaos/fuzz.py) found to matter: one for each refusal they reached,
-and every one that was once a fault, after it was mended. All were made by `benchmarks.chaos.mutations`.
+`tests/corpus/` holds bodies that campaigns (benchmarks/chaos/fuzz.py) found to matter: one for each refusal they
+reached, and every one that was once a fault, after it was mended. All were made by `benchmarks.chaos.mutations`.
 """
 
 from __future__ import annotations

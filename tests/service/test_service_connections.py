@@ -1,0 +1,158 @@
+"""Heads that are slow, long or meant to smuggle, and readers that do not read: over sockets, against uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+
+from service.connections import connection_options
+from service.settings import Settings
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
+LARGE = 50_000_000
+
+
+async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]
+    """Reads the body, answers 200; /large with more than any buffer holds."""
+    if scope["type"] == "lifespan":
+        return
+    while (await receive()).get("more_body"):
+        pass
+    body = b"x" * LARGE if scope["path"] == "/large" else b"ok"
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    settings = Settings(head_timeout_s=0.4, write_timeout_s=0.4, max_head_bytes=2048, max_connections=20)
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(app, lifespan="off", log_level="critical", **connection_options(settings))
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield listening.getsockname()[1]
+    server.should_exit = True
+    thread.join(10)
+
+
+def answer(port: int, data: bytes, wait: float = 5.0) -> tuple[int, float]:
+    """(status, seconds) of the first answer; status 0 when the connection was closed without one."""
+    start = time.monotonic()
+    with socket.create_connection(("127.0.0.1", port), wait) as connection:
+        connection.sendall(data)
+        found = b""
+        while b"\r\n" not in found and (piece := connection.recv(4096)):
+            found += piece
+    return (int(found.split(b" ")[1]) if found else 0), time.monotonic() - start
+
+
+def padded(length: int) -> bytes:
+    """A request whose head is `length` bytes."""
+    return GET + b"X: ".ljust(length - len(GET) - 4, b"a") + b"\r\n\r\n"
+
+
+def test_head_just_below_and_just_above(port: int) -> None:
+    assert answer(port, padded(2000))[0] == 200
+    assert answer(port, padded(2200))[0] == 431
+    assert answer(port, GET + b"X: " + b"a" * 5000)[0] == 431  # and no end of it in sight
+    assert answer(port, b"GET /?" + b"a" * 3000 + b" HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 431
+
+
+@pytest.mark.parametrize("data", [b"", b"G", GET, GET + b"X: a"])
+def test_slow_head(port: int, data: bytes) -> None:
+    status, seconds = answer(port, data)
+    assert status == 408 and 0.3 < seconds < 3
+
+
+def test_slow_second_head_on_a_kept_connection(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(GET + b"\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        time.sleep(0.6)  # idle, which is uvicorn's to bound
+        connection.sendall(GET)
+        start = time.monotonic()
+        assert connection.recv(4096).startswith(b"HTTP/1.1 408")
+        assert 0.3 < time.monotonic() - start < 3
+
+
+def test_a_head_that_comes_in_pieces_is_fine(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        for piece in (GET[:9], GET[9:], b"\r\n"):
+            connection.sendall(piece)
+            time.sleep(0.05)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def test_a_body_is_not_held_to_the_time_of_a_head(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(POST + b"Content-Length: 2\r\n\r\na")
+        time.sleep(0.8)
+        connection.sendall(b"b")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def test_who_does_not_read_is_cut_off(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
+        time.sleep(1.5)
+        got = 0
+        try:
+            while piece := connection.recv(2**20):
+                got += len(piece)
+        except ConnectionError:
+            pass
+        assert got < LARGE
+
+
+def test_who_reads_gets_all(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        got = 0
+        while piece := connection.recv(2**20):
+            got += len(piece)
+        assert got > LARGE
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
+        b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
+        b"Content-Length: -5\r\n\r\n",
+        b"Content-Length: 5x\r\n\r\nabcde",
+        b"Content-Length : 5\r\n\r\nabcde",
+        b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\nzz\r\nabc",
+        b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 17 + b"\r\nabc",
+        b"X: a\0b\r\n\r\n",
+        b"X: a\r\n b\r\n\r\n",
+    ],
+    ids=lambda head: head[:40].decode().replace("\r\n", " ").replace("\0", "0"),
+)
+def test_what_smuggling_lives_from(port: int, head: bytes) -> None:
+    assert answer(port, POST + head)[0] == 400
+
+
+def test_too_many_connections(port: int) -> None:
+    crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(25)]
+    try:
+        time.sleep(0.1)
+        assert answer(port, GET + b"\r\n")[0] == 503
+    finally:
+        for one in crowd:
+            one.close()
+    time.sleep(0.2)
+    assert answer(port, GET + b"\r\n")[0] == 200
