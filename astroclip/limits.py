@@ -4,7 +4,7 @@ A file larger than a limit is refused with `LimitError` (HTTP 413) before the wo
 sizes are taken from headers, never from what a decoder has already allocated. `DEFAULT_LIMITS` guards
 uploads from strangers; `LOCAL_LIMITS` is for files an operator names on the command line, where a whole
 DESI petal is a reasonable input. With them the slowest file found so far keeps one core for about two seconds
-(`benchmarks/chaos/worst.py`).
+(tests/io/test_io_bounds.py, benchmarks/chaos/bombs.py).
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
 `mutations` makes the cases. Most go straight into the ASGI application, in child processes that keep the cases at
 work in a mapped file: when one dies, the parent finds the culprits there, keeps them (--keep), and starts the next.
---wire sends further ones over HTTP to a real server. Memory is the resident set after a collection and a trim of malloc's heap; it
-may grow by 50 MB between the end of the warm-up (the first tenth) and the end.
+--wire sends further ones over HTTP to a real server. Memory is the resident set after a collection and a trim of
+malloc's heap; it may grow by 50 MB between the end of the warm-up (the first tenth) and the end.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def main() -> int:
     codes: Counter[str] = sum((Counter(r["codes"]) for r in found), Counter())
     faults = [f for r in found for f in r["faults"]]
     crashes = [c for parent in children for c in parent.crashes]
-    over_wire = on_the_wire(arguments, wire) if wire else {"sent": 0, "failures": 0, "faults": [], "growth_mb": 0.0}
+    over_wire: dict[str, Any] = (
+        on_the_wire(arguments, wire) if wire else {"sent": 0, "failures": 0, "faults": [], "growth_mb": 0.0}
+    )
     sent = sum(r["sent"] for r in found)
     marks = {
         "mutated bodies sent": mark(sent + over_wire["sent"], count + wire, "least"),
@@ -180,7 +182,8 @@ async def child(arguments: argparse.Namespace) -> int:
     given = {"index_dir": arguments.index, "model_dir": arguments.model}
     bounds = {**UNBOUNDED, "max_wait_s": 60.0, "deadline_s": 120.0}  # nothing is to be refused for being slow
     bounds = {name: value for name, value in bounds.items() if name in Settings.model_fields}
-    settings = Settings(**{k: v for k, v in given.items() if v is not None}, **bounds)
+    chosen: dict[str, Any] = {**{k: v for k, v in given.items() if v is not None}, **bounds}
+    settings = Settings(**chosen)
     engine = Engine.load(settings)
     app = make_app(settings, engine)
     with arguments.room.open("r+b") as file, mmap.mmap(file.fileno(), 0) as room:
@@ -291,14 +294,12 @@ def fault(status: int, headers: dict[str, str], body: bytes) -> str | None:
         return f"an answer that is no JSON: {error}"
     if status == 200:
         return None
-    error = answer.get("error") if isinstance(answer, dict) else None
-    if not isinstance(error, dict) or set(error) != ERROR_KEYS or set(answer) != {"error"}:
+    said = answer.get("error") if isinstance(answer, dict) else None
+    if not isinstance(said, dict) or set(said) != ERROR_KEYS or set(answer) != {"error"}:
         return "an error of another shape"
-    if not (
-        isinstance(error["code"], str) and error["code"] and isinstance(error["message"], str) and error["message"]
-    ):
+    if not (isinstance(said["code"], str) and said["code"] and isinstance(said["message"], str) and said["message"]):
         return "an error without code or message"
-    if len(error["message"]) > 700 or "Traceback" in error["message"]:
+    if len(said["message"]) > 700 or "Traceback" in said["message"]:
         return "an error with a message of another kind"
     return None
 

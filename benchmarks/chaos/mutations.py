@@ -335,7 +335,7 @@ def _request(rng: random.Random, name: str, start: Seed, body: bytes) -> Case:
 def _form(rng: random.Random, start: Seed, path: str, body: bytes) -> bytes:
     field = "file" if "embed" in path else "request" if start.kind == "json" else path.rpartition("/")[2]
     field = rng.choice((field, field, field, "file", "image", "spectrum", "request", "x" * 300))
-    parts = []
+    parts: list[bytes] = []
     for _ in range(rng.choice((1, 1, 1, 2, 3, 70))):
         name = rng.choice(("a.fits", "b.csv", "", "../../etc/passwd", "é\ud83d\ude00", "x" * 5000, 'q"q'))
         head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n'
