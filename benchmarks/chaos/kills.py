@@ -69,10 +69,14 @@ def campaign(folder: Path, points: int, starts: int) -> dict[str, Any]:
     serve_at = set(np.linspace(0, len(plan) - 1, starts).astype(int).tolist()) if starts else set()
     found: list[dict[str, Any]] = []
     for number, (kind, how, at) in enumerate(plan):
-        root = _fresh(folder, kind)
-        outcome = Child(lambda root=root, kind=kind, how=how, at=at: _victim(folder, root, kind, how, at)).wait(
-            kill_after_s=at if how == "time" else 60.0
-        )
+        for _ in range(8):  # a time may come too late on a machine whose speed varies: then an earlier one
+            root = _fresh(folder, kind)
+            outcome = Child(lambda root=root, kind=kind, how=how, at=at: _victim(folder, root, kind, how, at)).wait(
+                kill_after_s=at if how == "time" else 60.0
+            )
+            if outcome.signal or outcome.code or how == "call":
+                break
+            at *= 0.7
         result = {"build": kind, "how": how, "at": at, "killed": outcome.signal == signal.SIGKILL}
         if not result["killed"] and outcome.code != 0:
             result["fault"] = f"the builder ended with code {outcome.code}"
@@ -94,11 +98,11 @@ def _report(found: list[dict[str, Any]], spans: dict[str, Any]) -> dict[str, Any
     served = [result["server"] for result in found if "server" in result]
     left = Counter(f"{result['build']}: {result.get('left')}" for result in killed)
     marks = {
-        "kills": {"found": len(killed), "wanted": f">= {int(0.9 * len(found))}"},
+        "kills": {"found": len(killed), "wanted": len(found)},
         "no valid index, or next build failed": {"found": len(faults), "wanted": 0},
         "servers ready afterwards": {"found": served.count("ready"), "wanted": len(served)},
     }
-    passed = (len(killed) >= int(0.9 * len(found)), not faults, served.count("ready") == len(served))
+    passed = (len(killed) == len(found), not faults, served.count("ready") == len(served))
     for mark, good in zip(marks.values(), passed, strict=True):
         mark["passed"] = good
     return {"marks": marks, "spans": spans, "left": dict(left), "faults": faults, "points": found}

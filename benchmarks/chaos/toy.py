@@ -12,7 +12,7 @@ from typing import Any
 
 from astroclip.preprocess import PREPROCESS_VERSION
 
-__all__ = ["DIM", "parts", "tiny_model"]
+__all__ = ["DIM", "parts", "previews", "tiny_model"]
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))  # fixtures of the tests are this survey, too
 
@@ -39,3 +39,10 @@ def tiny_model(folder: Path) -> str:
     AstroCLIPModel(config).eval().save_pretrained(folder)
     AstroCLIPProcessor.for_model(config).save_pretrained(folder)
     return sha256_file(folder / "model.safetensors")
+
+
+def previews(folder: Path, ids: list[str]) -> None:
+    """Survey shards with pictures and spectra of the objects `ids`, to take previews from."""
+    from parts_fixture import write_shard
+
+    write_shard(folder, ids)
