@@ -17,7 +17,7 @@ from index.knn_estimate import (
     stacked,
 )
 from index.regress import Estimate, Regression, knn_regress
-from index.store import Hits, SearchReport, SurveyIndex
+from index.store import Hits, HitTable, How, SearchReport, SurveyIndex, Target
 from index.trust import Trust, assess, disagreement_flag, disagreement_p, own_statistics
 
 __all__ = [
@@ -25,10 +25,13 @@ __all__ = [
     "Estimate",
     "Estimates",
     "Histogram",
+    "HitTable",
     "Hits",
+    "How",
     "Regression",
     "SearchReport",
     "SurveyIndex",
+    "Target",
     "Trust",
     "append_index",
     "assess",

@@ -8,10 +8,10 @@ version is published goes on reading its own files.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Required, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,18 @@ from index.table_search import Ask, Found, Order, TableSearch
 from index.trust_tables import read_trust_tables
 from index.vectors import VectorTable, load_npy
 
-__all__ = ["EXACT", "MAX_K", "MAX_QUERIES", "Hits", "SearchReport", "SurveyIndex", "Target", "resolve"]
+__all__ = [
+    "EXACT",
+    "MAX_K",
+    "MAX_QUERIES",
+    "HitTable",
+    "Hits",
+    "How",
+    "SearchReport",
+    "SurveyIndex",
+    "Target",
+    "resolve",
+]
 
 Target = Literal["image", "spectrum", "either"]
 EXACT = ("numpy", "torch")  # what exact search may be made by
@@ -43,6 +54,27 @@ Rows = npt.NDArray[np.int64]
 MAX_K = 10_000  # hits of one query: what a client can use, and what keeps an answer below some MB
 MAX_QUERIES = 100_000  # queries of one call: evaluation sends a whole test set
 _EXCLUDE_BY_RANK = 1000  # up to so many excluded rows are searched past; more become part of the mask
+
+
+class How(TypedDict, total=False):
+    """What is asked of a search, besides its vectors; `target` and `k` always.
+
+    target "either": each object once, at the modality in which it ranks better - by percentile where `query_modality`
+    is known, else by cosine (which favours the query's own modality). mask: (N,) bool over catalogue rows, True =
+    allowed. exclude_rows: never returned, to any query; exclude_each: besides, those of each query alone. order:
+    "least_similar" starts from the other end. score_threshold: cosine below which nothing is returned (least_similar:
+    above which). mode: overrides the planner.
+    """
+
+    target: Required[Target]
+    k: Required[int]
+    query_modality: Modality | None
+    mask: npt.NDArray[np.bool_] | None
+    exclude_rows: Sequence[int] | Rows
+    exclude_each: Sequence[Rows]
+    order: Order
+    score_threshold: float | None
+    mode: str | None
 
 
 @dataclass(frozen=True)
@@ -62,6 +94,17 @@ class Hits:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+@dataclass(frozen=True)
+class HitTable:
+    """The nearest objects of many queries as arrays (Q, k'), best first: rows (int64, -1 where there are no more),
+    scores (float32), percentiles (float32, or None as in `Hits`), kinds (places in `MODALITIES`)."""
+
+    rows: Rows
+    scores: npt.NDArray[np.float32]
+    percentiles: npt.NDArray[np.float32] | None
+    kinds: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -199,106 +242,97 @@ class SurveyIndex:
 
     # -- searching -----------------------------------------------------------------------------------------------
 
-    def search(
-        self,
-        queries: npt.NDArray[np.float32],
-        *,
-        target: Target,
-        k: int,
-        query_modality: Modality | None = None,
-        mask: npt.NDArray[np.bool_] | None = None,
-        exclude_rows: Sequence[int] | Rows = (),
-        order: Order = "most_similar",
-        score_threshold: float | None = None,
-        mode: str | None = None,
-    ) -> tuple[list[Hits], SearchReport]:
-        """The k nearest objects of each query, fewer where fewer pass.
+    def search(self, queries: npt.NDArray[np.float32], **how: Unpack[How]) -> tuple[list[Hits], SearchReport]:
+        """The k nearest objects of each query, fewer where fewer pass; see `How`.
 
-        queries: (Q, D) or (D,), scaled to unit norm here. target "either": each object once, at the modality in which
-        it ranks better - by percentile where `query_modality` is known, else by cosine (which favours the query's own
-        modality). mask: (N,) bool over catalogue rows, True = allowed. exclude_rows: never returned, to any query.
-        order: "least_similar" starts from the other end. score_threshold: cosine below which nothing is returned
-        (least_similar: above which). mode: overrides the planner. Raises InputError, LimitError.
+        queries: (Q, D) or (D,), scaled to unit norm here. Raises InputError, LimitError.
         """
-        queries = self._check_queries(queries)
-        ask = self._ask(target, k, query_modality, mask, exclude_rows, order, score_threshold, mode)
-        found = {m: self._searches[m].search(queries, ask) for m in _modalities(target)}
-        hits = [self._hits(found, q, ask) for q in range(len(queries))]
-        return hits, _combined(list(found.values()), self.index_id)
+        table, report = self.search_table(queries, **how)
+        return self._named(table), report
 
-    def search_examples(
-        self,
-        examples: Examples,
-        *,
-        target: Target,
-        k: int,
-        mask: npt.NDArray[np.bool_] | None = None,
-        exclude_rows: Sequence[int] | Rows = (),
-        order: Order = "most_similar",
-        score_threshold: float | None = None,
-    ) -> tuple[Hits, SearchReport]:
-        """The k objects with the best score of `index.examples`, exactly; arguments as for `search`.
+    def search_table(self, queries: npt.NDArray[np.float32], **how: Unpack[How]) -> tuple[HitTable, SearchReport]:
+        """As `search`, without a Python object for every query: for thousands of queries a call."""
+        queries = self._check_queries(queries)
+        ask = self._ask(how)
+        if len(ask.excluded_each) not in (0, len(queries)):
+            raise ValueError(f"exclude_each has {len(ask.excluded_each)} entries for {len(queries)} queries")
+        found = {m: self._searches[m].search(queries, ask) for m in _modalities(how["target"])}
+        return self._merged(found, ask), _combined(list(found.values()), self.index_id)
+
+    def search_examples(self, examples: Examples, **how: Unpack[How]) -> tuple[Hits, SearchReport]:
+        """The k objects with the best score of `index.examples`, exactly.
 
         Scores are best scores, which the threshold bounds as well, and percentiles are None.
         """
         for vectors in (examples.positive, examples.negative):
             if len(vectors):
                 self._check_queries(vectors)
-        ask = self._ask(target, k, None, mask, exclude_rows, order, score_threshold, None)
-        found = {m: self._searches[m].search_examples(examples, ask) for m in _modalities(target)}
-        return self._hits(found, 0, ask), _combined(list(found.values()), self.index_id)
+        ask = replace(self._ask(how), query_modality=None)
+        found = {m: self._searches[m].search_examples(examples, ask) for m in _modalities(how["target"])}
+        return self._named(self._merged(found, ask))[0], _combined(list(found.values()), self.index_id)
 
-    def _ask(
-        self,
-        target: str,
-        k: int,
-        query_modality: Modality | None,
-        mask: npt.NDArray[np.bool_] | None,
-        exclude_rows: Sequence[int] | Rows,
-        order: Order,
-        score_threshold: float | None,
-        mode: str | None,
-    ) -> Ask:
+    def _ask(self, how: How) -> Ask:
         """The request checked; many excluded rows become part of the mask."""
-        self._check_request(target, k, query_modality, mask)
-        excluded = np.unique(np.asarray(exclude_rows, np.int64))
+        self._check_request(how)
+        mask = how.get("mask")
+        excluded = np.unique(np.asarray(how.get("exclude_rows", ()), np.int64))
         if len(excluded) > _EXCLUDE_BY_RANK:
             mask = np.ones(len(self), bool) if mask is None else mask.copy()
             mask[excluded] = False
             excluded = excluded[:0]
-        return Ask(k, query_modality, mask, excluded, order, score_threshold, mode)
-
-    def _hits(self, found: Mapping[Modality, Found], q: int, ask: Ask) -> Hits:
-        """Merge the tables' answers to query q: best entry an object, then the best k."""
-        counts = [int(np.count_nonzero(part.rows[q] >= 0)) for part in found.values()]
-        rows = np.concatenate([part.rows[q, :n] for part, n in zip(found.values(), counts, strict=True)])
-        scores = np.concatenate([part.scores[q, :n] for part, n in zip(found.values(), counts, strict=True)])
-        names = np.repeat(list(found), counts)
-        tails = self._tails(list(found), counts, scores, ask.query_modality)
-        sign = -1.0 if ask.order == "most_similar" else 1.0
-        order = np.lexsort((rows, sign * scores, sign * scores if tails is None else -sign * tails))
-        _, first = np.unique(rows[order], return_index=True)
-        order = order[np.sort(first)][: ask.k]
-        rows = rows[order]
-        ids = self.catalog.take(rows, ["object_id"]).column(0).to_pylist()
-        percentiles = None if tails is None else np.asarray(100.0 * (1.0 - tails[order]), np.float32)
-        return Hits(rows, ids, scores[order], percentiles, [_modality(name) for name in names[order]])
-
-    def _tails(
-        self,
-        targets: Sequence[Modality],
-        counts: Sequence[int],
-        scores: npt.NDArray[np.float32],
-        query_modality: str | None,
-    ) -> npt.NDArray[np.float64] | None:
-        """Upper-tail probability of each score among its pair's; None unless every pair has a table."""
-        tables = [self._percentiles.get((query_modality, target)) for target in targets]
-        if any(table is None and n for table, n in zip(tables, counts, strict=True)) or query_modality is None:
-            return None
-        pieces = np.split(scores, np.cumsum(counts)[:-1])
-        return np.concatenate(
-            [t.upper_tail(s) if t is not None else np.empty(0) for t, s in zip(tables, pieces, strict=True)]
+        return Ask(
+            how["k"],
+            how.get("query_modality"),
+            mask,
+            excluded,
+            how.get("order", "most_similar"),
+            how.get("score_threshold"),
+            how.get("mode"),
+            how.get("exclude_each", ()),
         )
+
+    def _named(self, table: HitTable) -> list[Hits]:
+        """The rows of a table of hits as objects with their ids."""
+        counts = np.count_nonzero(table.rows >= 0, axis=1)
+        ids = self.catalog.take(table.rows[table.rows >= 0], ["object_id"]).column(0).to_pylist()
+        starts = np.cumsum(counts) - counts
+        return [
+            Hits(
+                table.rows[q, :n],
+                ids[start : start + n],
+                table.scores[q, :n],
+                None if table.percentiles is None else table.percentiles[q, :n],
+                [MODALITIES[kind] for kind in table.kinds[q, :n]],
+            )
+            for q, (start, n) in enumerate(zip(starts.tolist(), counts.tolist(), strict=True))
+        ]
+
+    def _merged(self, found: Mapping[Modality, Found], ask: Ask) -> HitTable:
+        """The tables' answers as one: best entry an object, then the best k of each query."""
+        parts = list(found.values())
+        rows = np.concatenate([part.rows for part in parts], axis=1)
+        scores = np.concatenate([part.scores for part in parts], axis=1)
+        kinds = np.repeat([MODALITIES.index(m) for m in found], [part.rows.shape[1] for part in parts])
+        kinds = np.broadcast_to(kinds, rows.shape)
+        tails = self._tails(found, ask.query_modality)
+        if len(parts) > 1:
+            order, rows = _best_of_each(rows, scores, tails, ask)
+            scores, kinds = (np.take_along_axis(column, order, axis=1) for column in (scores, kinds))
+            tails = None if tails is None else np.take_along_axis(tails, order, axis=1)
+        percentiles = None if tails is None else np.asarray(100.0 * (1.0 - tails), np.float32)
+        return HitTable(rows, scores, percentiles, kinds)
+
+    def _tails(self, found: Mapping[Modality, Found], query_modality: str | None) -> npt.NDArray[np.float64] | None:
+        """Upper-tail probability of each score among its pair's; None unless every pair with hits has a table."""
+        if query_modality is None:
+            return None
+        columns = []
+        for target, part in found.items():
+            table = self._percentiles.get((query_modality, target))
+            if table is None and np.any(part.rows >= 0):
+                return None
+            columns.append(np.ones(part.rows.shape) if table is None else table.upper_tail(part.scores))
+        return np.concatenate(columns, axis=1)
 
     def _check_queries(self, queries: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         queries = np.atleast_2d(np.asarray(queries, np.float32))
@@ -323,15 +357,12 @@ class SurveyIndex:
             )
         return queries / norm
 
-    def _check_request(
-        self, target: str, k: int, query_modality: str | None, mask: npt.NDArray[np.bool_] | None
-    ) -> None:
+    def _check_request(self, how: How) -> None:
+        target, k, modality, mask = how["target"], how["k"], how.get("query_modality"), how.get("mask")
         if target not in (*MODALITIES, "either"):
             raise InputError(f"target {target!r}; wanted image, spectrum or either", code="bad_target", field="target")
-        if query_modality is not None and query_modality not in MODALITIES:
-            raise InputError(
-                f"modality {query_modality!r}; wanted image or spectrum", code="bad_modality", field="modality"
-            )
+        if modality is not None and modality not in MODALITIES:
+            raise InputError(f"modality {modality!r}; wanted image or spectrum", code="bad_modality", field="modality")
         if not 1 <= k <= MAX_K:
             raise InputError(f"k is {k}; wanted 1..{MAX_K}; ask for fewer", code="bad_k", field="k", limit=MAX_K)
         if mask is not None and (mask.dtype != np.bool_ or mask.shape != (len(self),)):
@@ -388,5 +419,18 @@ def _combined(found: Sequence[Found], index_id: str) -> SearchReport:
     return SearchReport(mode, sum(p.candidates for p in found), min(p.expected_recall for p in found), index_id)
 
 
-def _modality(name: str) -> Modality:
-    return "image" if name == "image" else "spectrum"
+def _best_of_each(
+    rows: Rows, scores: npt.NDArray[np.float32], tails: npt.NDArray[np.float64] | None, ask: Ask
+) -> tuple[Rows, Rows]:
+    """Places (Q, k) of the best entries of each query, and their rows: every object once, then -1."""
+    sign = -1.0 if ask.order == "most_similar" else 1.0
+    ranked = sign * scores if tails is None else -sign * tails
+    order = np.lexsort((rows, sign * scores, np.where(rows >= 0, ranked, np.inf)), axis=1)
+    sorted_rows = np.take_along_axis(rows, order, axis=1)
+    by_row = np.argsort(sorted_rows, axis=1, kind="stable")
+    same = np.diff(np.take_along_axis(sorted_rows, by_row, axis=1), axis=1, prepend=-2) == 0
+    worse = np.empty(same.shape, bool)
+    np.put_along_axis(worse, by_row, same, axis=1)
+    keep = np.argsort(worse, axis=1, kind="stable")[:, : ask.k]
+    best = np.where(worse, -1, sorted_rows)
+    return np.take_along_axis(order, keep, axis=1), np.take_along_axis(best, keep, axis=1)

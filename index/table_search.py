@@ -32,9 +32,9 @@ _WIDER = 8  # how much more broadly a query is searched again of which too few p
 class Ask:
     """What is asked of a table.
 
-    mask: (N,) bool over catalogue rows, True = allowed. excluded: rows never returned, ascending. order: nearest or
-    farthest first. score_threshold: cosine below which (least_similar: above which) nothing is returned. force: mode
-    that overrides the planner.
+    mask: (N,) bool over catalogue rows, True = allowed. excluded: rows never returned, ascending; excluded_each:
+    besides, those of each query alone. order: nearest or farthest first. score_threshold: cosine below which
+    (least_similar: above which) nothing is returned. force: mode that overrides the planner.
     """
 
     k: int
@@ -44,6 +44,12 @@ class Ask:
     order: Order = "most_similar"
     score_threshold: float | None = None
     force: str | None = None
+    excluded_each: Sequence[Rows] = ()
+
+    @property
+    def wide(self) -> int:
+        """How many of the nearest hold k that may be returned: the excluded may all stand in front."""
+        return self.k + len(self.excluded) + max(map(len, self.excluded_each), default=0)
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class TableSearch:
             self.ann.name if self.ann else None,
             self.ann.can if self.ann else Capabilities(),
             self.measured,
-            k=min(ask.k + len(ask.excluded), max(1, len(self.table))),  # the excluded may stand in front
+            k=min(ask.wide, max(1, len(self.table))),
             size=len(self.table),
             survivors=survivors,
             needs=Capabilities(range_search=ask.score_threshold is not None, farthest=ask.order == "least_similar"),
@@ -89,7 +95,7 @@ class TableSearch:
         """The k nearest (or farthest) rows of each query (Q, D), unit norm."""
         allowed = self._allowed(ask)
         survivors = None if allowed is None else int(np.count_nonzero(allowed))
-        wide = min(ask.k + len(ask.excluded), len(self.table))
+        wide = min(ask.wide, len(self.table))
         chosen = self.plan(ask, survivors)
         candidates = len(self.table) if survivors is None else survivors
         if self.ann is None or chosen.mode == "exact":
@@ -105,7 +111,7 @@ class TableSearch:
         """As `search` for one query by examples, exact: (1, k') rows and best scores."""
         allowed = self._allowed(ask)
         slots = np.arange(len(self.table)) if allowed is None else np.flatnonzero(allowed)
-        near = examples.best(self.table, slots, ask.k + len(ask.excluded), farthest=ask.order == "least_similar")
+        near = examples.best(self.table, slots, ask.wide, farthest=ask.order == "least_similar")
         rows, scores = self._checked(near[None], examples.rescored(self.table, near)[None], ask)
         return Found(rows, scores, "exact", len(slots), 1.0)
 
@@ -140,6 +146,9 @@ class TableSearch:
         """Rows and scores in order, without what must not be returned."""
         rows = np.where(slots >= 0, self.table.rows[slots], -1)
         good = (rows >= 0) & ~np.isin(rows, ask.excluded)
+        for query, excluded in enumerate(ask.excluded_each):
+            if len(excluded):
+                good[query] &= ~np.isin(rows[query], excluded)
         if ask.mask is not None:
             good &= ask.mask[rows]
         scores = np.clip(scores, -1.0, 1.0)  # rounding goes 1e-7 beyond

@@ -10,8 +10,10 @@ from fastapi import FastAPI
 
 from astroclip import __version__
 from service import errors, openapi
+from service.admission import Admission
 from service.engine import Engine
-from service.limits import BodyLimit, InFlightLimit
+from service.limits import BodyLimit
+from service.metrics import Metrics
 from service.routes import ROUTERS
 from service.settings import Settings
 from service.trace import TraceMiddleware
@@ -31,7 +33,7 @@ def make_app(settings: Settings | None = None, engine: Engine | None = None) -> 
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         own = None
         if app.state.engine is None:
-            own = app.state.engine = await asyncio.to_thread(Engine.load, settings)
+            own = app.state.engine = await asyncio.to_thread(Engine.load, settings, app.state.metrics)
         await app.state.engine.check()
         yield
         if own is not None:
@@ -48,12 +50,18 @@ def make_app(settings: Settings | None = None, engine: Engine | None = None) -> 
     )
     app.state.settings = settings
     app.state.engine = engine
+    app.state.metrics = engine.workers.metrics if engine else Metrics()
     errors.install(app)
     openapi.install(app)
     for router in ROUTERS:
         app.include_router(router)
     # The last added is the outermost.
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
-    app.add_middleware(InFlightLimit, max_in_flight=settings.max_in_flight)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=settings.max_body_bytes,
+        timeout_s=settings.body_timeout_s,
+        max_total_bytes=settings.max_body_bytes_in_flight,
+    )
+    app.add_middleware(Admission, settings=settings)
     app.add_middleware(TraceMiddleware)
     return app

@@ -1,10 +1,10 @@
-"""The engine: one model and one index, and the threads they work in.
+"""The engine: one model and one index that belong together, over the workers of the process.
 
-    bytes --decode pool--> prepared inputs --inference thread--> unit vectors --search pool--> hits
+    uploads -> prepare -> embed -> search -> answers
 
-Reading and preprocessing run item by item, before anything is batched, so a bad item fails alone and names itself.
-The model runs in one thread: two forward passes at once would only share the same cores or the same GPU. Nothing
-here knows HTTP; failures are the exceptions of `astroclip.errors`.
+An engine never changes. A request takes the current one once and keeps it to its end, so that replacing the index is
+one assignment and no answer is of two indexes; the old one is freed with the last request that holds it. Nothing here
+knows HTTP; failures are the exceptions of `astroclip.errors`.
 """
 
 from __future__ import annotations
@@ -12,21 +12,32 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from astroclip.errors import AstroClipError, IndexFileError, InputError, LimitError, NotReadyError, ProvenanceError
+from astroclip.errors import (
+    AstroClipError,
+    IndexFileError,
+    InputError,
+    LimitError,
+    NotReadyError,
+    OverloadError,
+    ProvenanceError,
+)
 from astroclip.io import read_images, read_spectra
 from astroclip.types import Image, Modality, Spectrum
 from service.canary import canary
+from service.metrics import Metrics
 from service.settings import Settings
 from service.trace import Trace
 from service.uploads import ReadOptions, Upload
+from service.waiting import Lane
+from service.workers import Workers, first_error
 
 if TYPE_CHECKING:
     from astroclip.embed import Embedder
@@ -34,11 +45,10 @@ if TYPE_CHECKING:
     from index import SurveyIndex
     from index.lists import Lists
 
-__all__ = ["Embedded", "Engine", "Prepared"]
+__all__ = ["Embedded", "Engine", "Prepared", "open_index"]
 
 log = logging.getLogger("astroclip.service")
 
-T = TypeVar("T")
 Vector = npt.NDArray[np.float32]
 
 
@@ -66,37 +76,40 @@ class Embedded:
 
 
 class Engine:
-    """See the module. `embedder` and `index` must belong together, which `__init__` checks."""
+    """See the module. `embedder` and `index` must belong together, which `__init__` checks (ProvenanceError).
 
-    def __init__(self, embedder: Embedder, index: SurveyIndex, settings: Settings) -> None:
+    workers: those of the process; without them the engine makes its own, and `close` ends them.
+    """
+
+    def __init__(
+        self, embedder: Embedder, index: SurveyIndex, settings: Settings, workers: Workers | None = None
+    ) -> None:
         _check_provenance(embedder, index)
         self.embedder, self.index, self.settings = embedder, index, settings
+        self.workers = workers or Workers(settings)
         self.started = time.time()
-        self._decoding = ThreadPoolExecutor(settings.decode_threads, "decode")
-        self._inference = ThreadPoolExecutor(1, "inference")
-        self._searching = ThreadPoolExecutor(settings.search_threads, "search")
         self.lists, self.lists_problem = _lists(index)
-        self.explaining = asyncio.Semaphore(1)  # an explanation is hundreds of passes: one at a time
-        self.explanations = 0  # at work or waiting
         self._canary_vector: Vector | None = None
         self._canary_at = 0.0
 
     @classmethod
-    def load(cls, settings: Settings) -> Engine:
+    def load(cls, settings: Settings, metrics: Metrics | None = None) -> Engine:
         """Model and index from disk. Raises InputError, IndexFileError, ProvenanceError."""
         from astroclip.embed import Embedder
-        from index import SurveyIndex
 
-        index = SurveyIndex.open(settings.index_dir, exact=settings.exact_search, device=settings.device)
+        index = open_index(settings)
         embedder = Embedder.from_pretrained(
             settings.model_dir, device=settings.device, dtype=settings.dtype, batch_size=settings.encode_batch
         )
-        index.catalog.warm()
-        return cls(embedder, index, settings)
+        _check_provenance(embedder, index)  # before threads are started for them
+        return cls(embedder, index, settings, Workers(settings, metrics))
+
+    def with_index(self, index: SurveyIndex) -> Engine:
+        """The same model and workers over another index. Raises ProvenanceError."""
+        return Engine(self.embedder, index, self.settings, self.workers)
 
     def close(self) -> None:
-        for pool in (self._decoding, self._inference, self._searching):
-            pool.shutdown(wait=True, cancel_futures=True)
+        self.workers.close()
 
     # -- what every answer carries ---------------------------------------------------------------------------------
 
@@ -119,7 +132,7 @@ class Engine:
 
         Raises LimitError when the files hold more objects than one request may.
         """
-        jobs = [self._run(self._decoding, "decode", trace, self._prepare, u, modality, options) for u in uploads]
+        jobs = [self.workers.decode(trace, self._prepare, u, modality, options) for u in uploads]
         prepared = [item for items in await asyncio.gather(*jobs) for item in items]
         limit = self.settings.max_items
         if len(prepared) > limit:
@@ -130,6 +143,8 @@ class Engine:
                 field="file",
                 limit=limit,
             )
+        if len(prepared) > self.settings.max_interactive_items:
+            trace.batch = True
         return prepared
 
     def _prepare(self, upload: Upload, modality: Modality, options: ReadOptions) -> list[Prepared]:
@@ -153,59 +168,47 @@ class Engine:
             return Prepared(modality, name, item, error=error)
 
     async def embed(self, prepared: Sequence[Prepared], trace: Trace) -> list[Embedded]:
-        """Vectors of what could be prepared (one modality a call), in order; errors are passed on in their place."""
+        """Vectors of what could be prepared (one modality a call), in order; errors are passed on in their place.
+
+        Raises OverloadError where the model has too much to do or the request's deadline passed.
+        """
         good = [p.grid for p in prepared if p.grid is not None]
-        vectors: Iterator[Vector] = iter(())
-        if good:
-            vectors = iter(await self._run(self._inference, "inference", trace, self._encode, good))
+        modality = prepared[0].modality if prepared else "image"
+        vectors = iter(await self._encode(good, modality, trace))
         out = []
         for p in prepared:
-            vector = next(vectors) if p.grid is not None else None
-            error = p.error
-            if vector is not None and not np.all(np.isfinite(vector)):
+            vector, error = next(vectors) if p.grid is not None else None, p.error
+            if isinstance(vector, OverloadError | NotReadyError):
+                raise vector
+            if isinstance(vector, BaseException) or (vector is not None and not np.all(np.isfinite(vector))):
                 vector, error = None, _no_vector(p)
             out.append(Embedded(p, vector, error))
         return out
 
-    async def encode(self, trace: Trace, make: Callable[..., Sequence[Any]], *arguments: Any) -> Vector:
-        """(N, D) vectors of the grids of one modality that `make(*arguments)` gives, both in the inference thread."""
-        return await self._run(self._inference, "inference", trace, lambda: self._encode(make(*arguments)))
+    async def encode(self, trace: Trace, grids: Sequence[Any], modality: Modality) -> Vector:
+        """(N, D) vectors of grids that are nobody's upload, behind all that wait for an answer of their own."""
+        vectors = await self._encode(grids, modality, trace, Lane.patient)
+        for vector in vectors:
+            if isinstance(vector, BaseException):
+                raise vector
+        return np.stack(vectors)
 
-    def _encode(self, grids: Sequence[Any]) -> Vector:
-        """One batch; if it raises, item by item, so that only the culprit fails (its row is NaN)."""
-        try:
-            return self.embedder.encode(grids)
-        except RuntimeError:
-            log.exception("a batch of %d failed; encoding its items one by one", len(grids))
-        rows = []
-        for grid in grids:
-            try:
-                rows.append(self.embedder.encode([grid])[0])
-            except RuntimeError:
-                log.exception("one item failed in the model")
-                rows.append(np.full(self.embedder.dim, np.nan, np.float32))
-        return np.stack(rows)
+    async def _encode(
+        self, grids: Sequence[Any], modality: Modality, trace: Trace, lane: Lane | None = None
+    ) -> list[Any]:
+        group = (self.embedder.encode, modality)
+        trace.on_read(len(grids))
+        return await self.workers.inference.submit(grids, group, trace, "inference", lane)
 
     # -- searching -------------------------------------------------------------------------------------------------
 
-    async def search(self, trace: Trace, work: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
-        """Run index work in the search pool, timed."""
-        return await self._run(self._searching, "search", trace, work, *arguments, **keywords)
-
-    async def _run(
-        self, pool: ThreadPoolExecutor, stage: str, trace: Trace, work: Callable[..., T], *args: Any, **keywords: Any
-    ) -> T:
-        asked = time.perf_counter()
-
-        def timed() -> tuple[T, float, float]:
-            start = time.perf_counter()
-            result = work(*args, **keywords)
-            return result, start - asked, time.perf_counter() - start
-
-        result, waited, worked = await asyncio.get_running_loop().run_in_executor(pool, timed)
-        trace.add("queue", waited)
-        trace.add(stage, worked)
-        return result
+    async def search(
+        self, trace: Trace, work: Callable[..., Any], *arguments: Any, lane: Lane | None = None, **keywords: Any
+    ) -> Any:
+        """The result of index work, done by the search workers and timed; see `service.searching` for work that
+        searches."""
+        job = partial(work, *arguments, **keywords)
+        return first_error(await self.workers.search.submit([job], self.index, trace, "search", lane))
 
     # -- readiness -------------------------------------------------------------------------------------------------
 
@@ -227,17 +230,25 @@ class Engine:
     async def _ask_canary(self) -> None:
         trace = Trace()
         modality = self.embedder.modalities[-1]  # the spectrum, where the model takes one
-        grid = await self._run(self._decoding, "decode", trace, self.embedder.prepare, canary(modality))
-        vector = (await self._run(self._inference, "inference", trace, self.embedder.encode, [grid]))[0]
+        grid = await self.workers.decode(trace, self.embedder.prepare, canary(modality))
+        vector = first_error(await self._encode([grid], modality, trace, Lane.health))
         if self._canary_vector is None:
             self._canary_vector = vector
         if abs(float(np.linalg.norm(vector)) - 1.0) > 1e-3 or np.abs(vector - self._canary_vector).max() > 1e-3:
             raise ValueError("the canary's vector changed")
-        hits, _ = await self.search(
-            trace, self.index.search, vector[None], target="either", k=1, query_modality=modality
-        )
+        ask = partial(self.index.search, vector[None], target="either", k=1, query_modality=modality)
+        hits, _ = await self.search(trace, ask, lane=Lane.health)
         if not len(hits[0]):
             raise ValueError("the index returned no hit for the canary")
+
+
+def open_index(settings: Settings) -> SurveyIndex:
+    """The index of the settings, verified, its lookup tables built. Raises IndexFileError."""
+    from index import SurveyIndex
+
+    index = SurveyIndex.open(settings.index_dir, exact=settings.exact_search, device=settings.device)
+    index.catalog.warm()
+    return index
 
 
 def _check_provenance(embedder: Embedder, index: SurveyIndex) -> None:

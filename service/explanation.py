@@ -58,10 +58,10 @@ def check_explain(engine: Engine, request: SearchRequest, uploads: Mapping[Modal
 
 def check_explaining(engine: Engine) -> None:
     """Raises OverloadError where as many explanations as may wait are waiting."""
-    limit = engine.settings.max_explain_waiting
-    if engine.explanations >= limit:
+    limit, waiting = engine.settings.max_explain_waiting, engine.workers.explanations
+    if waiting >= limit:
         raise OverloadError(
-            f"{engine.explanations} explanations are at work or waiting, as many as may be (max_explain_waiting is "
+            f"{waiting} explanations are at work or waiting, as many as may be (max_explain_waiting is "
             f"{limit}). Try again in {RETRY_EXPLAIN_S:g} s, or leave explain out.",
             retry_after_s=RETRY_EXPLAIN_S,
         )
@@ -73,12 +73,13 @@ async def explain_answer(
     """What in each upload made it resemble the top hit, or the object that the request names."""
     against, reference = _reference(engine, request, uploads, answer)
     check_explaining(engine)
-    engine.explanations += 1
+    workers = engine.workers
+    workers.explanations += 1
     try:
-        async with engine.explaining:
+        async with workers.explaining:
             return await _explained(engine, trace, uploads, against, reference)
     finally:
-        engine.explanations -= 1
+        workers.explanations -= 1
 
 
 async def _explained(
@@ -92,10 +93,10 @@ async def _explained(
         assert grid is not None
         occlusion = await engine.search(trace, Occlusion, grid, engine.settings.max_explain_passes)
         batch = engine.settings.encode_batch
-        vectors = [
-            await engine.encode(trace, occlusion.views, start, start + batch)
-            for start in range(0, len(occlusion), batch)
-        ]
+        vectors = []
+        for start in range(0, len(occlusion), batch):  # a batch at a time: its views are all that is in memory
+            views = await engine.workers.decode(trace, occlusion.views, start, start + batch)
+            vectors.append(await engine.encode(trace, views, modality))
         out[modality] = await engine.search(
             trace, _model, engine, occlusion, np.concatenate(vectors), reference, against
         )

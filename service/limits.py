@@ -1,4 +1,4 @@
-"""Limits that must bind before any parser runs: the size of a body, its time, requests in flight.
+"""Limits that must bind before any parser runs: the size of a body, its time, the bytes of all bodies together.
 
 Plain ASGI. The bytes are counted as they arrive, because Content-Length may be absent (chunked bodies) or
 wrong, and because a multipart parser spools a whole file before the handler sees it.
@@ -15,18 +15,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from astroclip.errors import AstroClipError, LimitError, OverloadError
 from service.errors import MalformedRequest, from_astroclip
 
-__all__ = ["BodyLimit", "InFlightLimit"]
+__all__ = ["BodyLimit"]
 
 DRAIN_S = 5.0  # how long the rest of a refused body is read, see BodyLimit._refuse
 
 
 class BodyLimit:
-    """413 as soon as a body passes `max_bytes`; 400 when it has not arrived within `timeout_s`."""
+    """413 as soon as a body passes `max_bytes`; 400 when it has not arrived within `timeout_s`; 429 while the bodies
+    of all requests at work hold `max_total_bytes`."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float, max_total_bytes: int) -> None:
         self.app = app
         self.max_bytes = max_bytes
         self.timeout_s = timeout_s
+        self.max_total_bytes = max_total_bytes
+        self.total = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -37,7 +40,7 @@ class BodyLimit:
             await self._refuse(self._too_large(f"{int(declared):,}"), scope, receive, send)
             return
         size, complete = 0, False
-        refusal: LimitError | MalformedRequest | None = None
+        refusal: LimitError | MalformedRequest | OverloadError | None = None
         deadline = time.monotonic() + self.timeout_s
 
         async def counted() -> Message:
@@ -49,11 +52,16 @@ class BodyLimit:
             except TimeoutError:
                 refusal = too_slow = self._too_slow()
                 raise too_slow from None
-            size += len(message.get("body", b""))
+            arrived = len(message.get("body", b""))
+            size += arrived
+            self.total += arrived
             complete = not message.get("more_body", False)
             if size > self.max_bytes:
                 refusal = too_large = self._too_large(f"more than {self.max_bytes:,}")
                 raise too_large
+            if self.total > self.max_total_bytes and self.total > size:  # one alone is bounded by max_bytes
+                refusal = too_much = self._too_much()
+                raise too_much
             return message
 
         async def unless_refused(message: Message) -> None:
@@ -62,9 +70,11 @@ class BodyLimit:
 
         try:
             await self.app(scope, counted, unless_refused)
-        except (LimitError, MalformedRequest):
+        except (LimitError, MalformedRequest, OverloadError):
             if refusal is None:
                 raise
+        finally:
+            self.total -= size
         if refusal is not None:
             await self._refuse(refusal, scope, receive, send)
 
@@ -81,6 +91,13 @@ class BodyLimit:
             "Send fewer files in a request, or cut the file down to the object wanted.",
             code="body_too_large",
             limit=self.max_bytes,
+        )
+
+    def _too_much(self) -> OverloadError:
+        return OverloadError(
+            f"The bodies of the requests at work hold {self.total:,} bytes; at most {self.max_total_bytes:,} are held "
+            "at once. Try again in 1 s.",
+            retry_after_s=1.0,
         )
 
     async def _refuse(self, error: AstroClipError, scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,29 +118,3 @@ class BodyLimit:
             if not message.get("more_body", False):
                 break
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-class InFlightLimit:
-    """429 with Retry-After for POST requests beyond `max_in_flight`; lookups and health are never refused."""
-
-    def __init__(self, app: ASGIApp, max_in_flight: int) -> None:
-        self.app = app
-        self.max_in_flight = max_in_flight
-        self.in_flight = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
-            await self.app(scope, receive, send)
-            return
-        if self.in_flight >= self.max_in_flight:
-            error = OverloadError(
-                f"{self.in_flight} requests are at work, which is all this service takes. Try again in 1 s.",
-                retry_after_s=1.0,
-            )
-            await from_astroclip(error, scope["state"]["trace"].request_id)(scope, receive, send)
-            return
-        self.in_flight += 1
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            self.in_flight -= 1

@@ -50,6 +50,8 @@ __all__ = [
     "SearchRequest",
     "UploadQuery",
     "VectorQuery",
+    "VectorsAnswer",
+    "VectorsRequest",
 ]
 
 
@@ -496,3 +498,24 @@ class ListAnswer(Provenance):
     offset: int
     total: int
     items: list[dict[str, Any]]
+
+
+class VectorsRequest(Strict):
+    """Parameters of a search for many vectors; their meaning is that of `SearchRequest`."""
+
+    modality: Modality = Field(description="What the vectors are embeddings of.")
+    target: Literal["image", "spectrum", "either"] = Field(default="either", description="Which embeddings to search.")
+    k: int | None = Field(default=None, ge=1, strict=True, description="Hits of each vector.")
+    filter: dict[str, Any] | None = Field(default=None, description="As for /v1/search, as JSON.")
+    score_threshold: float | None = Field(default=None, ge=-1, le=1, description="As for /v1/search.")
+    order: Literal["most_similar", "least_similar"] = Field(default="most_similar", description="As for /v1/search.")
+
+
+class VectorsAnswer(Provenance):
+    """One entry a vector in every list, in the order sent; inside, its hits, best first."""
+
+    object_id: list[list[str]]
+    score: list[list[float]]
+    percentile: list[list[float | None]]
+    modality: list[list[Modality]]
+    search: SearchReportModel

@@ -34,6 +34,13 @@ class Settings(BaseSettings):
     dtype: str = Field(default="auto", description="Arithmetic of the model: auto takes what the device does best.")
     encode_batch: int = Field(default=64, ge=1, le=4096, description="Items per forward pass; 64 fits every device.")
 
+    torch_threads: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="Threads of one pass of the model on a processor; 0 takes all cores but one. The last is for "
+        "reading and answering: threads that wait for each other in every operation are slow when one is disturbed.",
+    )
     exact_search: Literal["numpy", "torch"] = Field(
         default="numpy",
         description="What makes exact searches: torch does it on the device, in half precision on a GPU, and takes "
@@ -60,6 +67,11 @@ class Settings(BaseSettings):
     )
     max_k: int = Field(default=1000, ge=1, description="Largest k: an answer of 1,000 hits is about 0.5 MB of JSON.")
     default_k: int = Field(default=16, ge=1, description="k when none is given: the published k-NN protocol uses 16.")
+    max_vectors: int = Field(
+        default=1024,
+        ge=1,
+        description="Vectors of one call of /v1/search/vectors: about 0.1 s of two cores over a million objects.",
+    )
     max_query_terms: int = Field(
         default=64, ge=1, description="Queries inside one combine: each costs a lookup or a forward pass."
     )
@@ -106,9 +118,68 @@ class Settings(BaseSettings):
         "ood_level, since it says that two files do not belong together.",
     )
     max_in_flight: int = Field(
-        default=64,
+        default=256,
         ge=1,
-        description="POST requests at work at once; one more is answered 429: it would wait longer than clients do.",
+        description="POST requests at work at once; one more is answered 429. Four full batches of single objects: "
+        "more would only wait. A caller who has less than half of an equal share is let in beyond it.",
+    )
+    max_body_bytes_in_flight: int = Field(
+        default=2**30,
+        ge=2**20,
+        description="Bytes of all request bodies at work together: 32 of the largest; a body that would pass it is "
+        "answered 429.",
+    )
+    max_wait_s: float = Field(
+        default=2.0,
+        gt=0,
+        description="Predicted waiting time beyond which a request is answered 429 at once: what a person at a page "
+        "waits. Patient requests (`X-Priority: batch`) are let in up to thirty times of it.",
+    )
+    deadline_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="Time after which nobody waits for an answer: what still waits then is dropped with 429. Five "
+        "times max_wait_s, since predictions are not promises; a request may name less in `X-Deadline-Ms`.",
+    )
+    batch_deadline_s: float = Field(
+        default=300.0, gt=0, description="The same for patient requests: max_items objects take about a minute."
+    )
+    max_interactive_items: int = Field(
+        default=16,
+        ge=1,
+        description="Objects up to which a request counts as that of a person who waits; larger ones give way to "
+        "these, as `X-Priority: batch` does.",
+    )
+    max_waiting: int = Field(
+        default=2048,
+        ge=1,
+        description="Objects (and searches) that may wait for their turn: four of the largest requests.",
+    )
+    batch_window_s: float = Field(
+        default=0.004,
+        ge=0,
+        le=1,
+        description="How long the model waits for a batch to fill, under load only: on two cores an image alone takes "
+        "10 ms and one of many 2 ms, so a few milliseconds are well spent; 0 never waits.",
+    )
+    search_batch: int = Field(
+        default=32,
+        ge=1,
+        le=1024,
+        description="Requests whose searches are made together: a million vectors of 128 take 41 ms for one query "
+        "and 4.5 ms each in a batch.",
+    )
+    max_worker_failures: int = Field(
+        default=3,
+        ge=1,
+        description="Batches in a row without any success after which /readyz says 503: two may be bad luck with "
+        "inputs, three are the device.",
+    )
+    stuck_after_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="Age of one batch at which its worker counts as stuck and /readyz says 503: the largest takes "
+        "seconds.",
     )
     decode_threads: int = Field(default=2, ge=1, le=64, description="Threads that read uploads while the model runs.")
     search_threads: int = Field(default=2, ge=1, le=64, description="Threads that search the index.")

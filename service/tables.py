@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from starlette.requests import Request
 from starlette.responses import Response
 
 from astroclip.errors import InputError
 
-__all__ = ["FORMATS", "chosen_format", "table_response", "votable"]
+__all__ = ["FORMATS", "arrow_response", "chosen_format", "table_response", "votable"]
 
 FORMATS = {
     "json": "application/json",
@@ -77,6 +79,17 @@ def table_response(
         content = votable(rows, columns, meta, units)
     else:
         content = _arrow(rows, columns, meta, fmt)
+    return _response(content, fmt, meta)
+
+
+def arrow_response(table: pa.Table, fmt: str, meta: Mapping[str, str]) -> Response:
+    """An Arrow table in the format `fmt` (not json), without rows made of it where the format has none."""
+    if fmt in ("csv", "votable"):
+        return table_response(table.to_pylist(), table.column_names, fmt, meta, {})
+    return _response(_written(table, meta, fmt), fmt, meta)
+
+
+def _response(content: bytes, fmt: str, meta: Mapping[str, str]) -> Response:
     headers = {f"x-{name.replace('_', '-')}": value for name, value in meta.items() if value.isascii()}
     return Response(content, media_type=FORMATS[fmt], headers=headers)
 
@@ -90,10 +103,10 @@ def _csv(rows: Rows, columns: Sequence[str]) -> bytes:
 
 
 def _arrow(rows: Rows, columns: Sequence[str], meta: Mapping[str, str], fmt: str) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    return _written(pa.table({name: pa.array([row[name] for row in rows]) for name in columns}), meta, fmt)
 
-    table = pa.table({name: pa.array([row[name] for row in rows]) for name in columns})
+
+def _written(table: pa.Table, meta: Mapping[str, str], fmt: str) -> bytes:
     table = table.replace_schema_metadata(dict(meta))
     stream = io.BytesIO()
     if fmt == "parquet":

@@ -12,7 +12,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -42,12 +42,14 @@ class Trace:
     caller: id of the API key, or "anonymous": whose share of the service this request is.
     batch: it is patient, and gives way to those that are not.
     deadline: `time.monotonic()` after which nobody waits for the answer any more.
+    on_read: to be told how many objects the request brings, once they are read (`service.admission`).
     """
 
     request_id: str = field(default_factory=new_request_id)
     caller: str = "anonymous"
     batch: bool = False
     deadline: float = math.inf
+    on_read: Callable[[int], None] = field(default=lambda count: None, repr=False)
     ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     extra_headers: dict[str, str] = field(default_factory=dict)
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -29,9 +29,10 @@ from service.errors import MalformedRequest, validation_error
 from service.schemas import SearchRequest
 from service.settings import Settings
 
-__all__ = ["ReadOptions", "Upload", "parse_json", "read_files", "read_options", "read_request"]
+__all__ = ["ReadOptions", "Upload", "parse_json", "read_files", "read_options", "read_parameters", "read_request"]
 
 R = TypeVar("R", bound=SearchRequest)
+M = TypeVar("M", bound=BaseModel)
 
 _UNDECLARED = ("", "application/octet-stream", "application/x-www-form-urlencoded", "binary/octet-stream")
 _OPTION_NAMES = ("pixel_scale_arcsec", "bands", "wave_unit", "flux_unit", "medium", "object")
@@ -123,7 +124,14 @@ async def read_request(request: Request, kind: type[R], settings: Settings) -> t
     return asked, {await asyncio.to_thread(_modality, request, upload): upload}
 
 
-def parse_json(body: bytes, kind: type[R]) -> R:
+async def read_parameters(request: Request, kind: type[M]) -> tuple[M, Upload]:
+    """A request whose fields all stand in the URL, and the body as it came. Raises MalformedRequest, InputError."""
+    _refuse_unknown(request, ("format", *kind.model_fields), options=False)
+    asked = _from_parameters(request, kind)
+    return asked, Upload(await request.body(), _declared(request.headers))
+
+
+def parse_json(body: bytes, kind: type[M]) -> M:
     """A body as `kind`. jiter refuses lone surrogates and bottomless nesting, which `json` would let through."""
     try:
         raw = from_json(body, allow_inf_nan=True)
@@ -133,7 +141,7 @@ def parse_json(body: bytes, kind: type[R]) -> R:
     return _validated(raw, kind)
 
 
-def _validated(raw: Any, kind: type[R]) -> R:
+def _validated(raw: Any, kind: type[M]) -> M:
     if not isinstance(raw, dict):
         raise MalformedRequest(
             f"The request is a JSON {type(raw).__name__}; wanted an object, such as "
@@ -201,7 +209,7 @@ async def _upload(part: UploadFile | str, name: str) -> Upload:
     return Upload(await part.read(), _declared(part.headers), part.filename or None)
 
 
-def _from_parameters(request: Request, kind: type[R]) -> R:
+def _from_parameters(request: Request, kind: type[M]) -> M:
     """The request's fields out of the URL: JSON for structures and numbers, commas between names."""
     raw: dict[str, Any] = {}
     for name in kind.model_fields:

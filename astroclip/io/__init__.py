@@ -35,6 +35,7 @@ __all__ = [
     "ImageOptions",
     "SpectrumOptions",
     "detect_modality",
+    "load_npy",
     "read_images",
     "read_spectra",
     "sniff",

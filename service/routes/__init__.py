@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.routes import embed, health, info, lists, objects, pages, search, vo
+from service.routes import embed, health, info, lists, objects, pages, search, vectors, vo
 
 __all__ = ["ROUTERS"]
 
 ROUTERS: tuple[APIRouter, ...] = (
     embed.router,
     search.router,
+    vectors.router,
     objects.router,
     lists.router,
     info.router,

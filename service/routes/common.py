@@ -29,8 +29,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def engine_of(request: Request) -> Engine:
-    """The application's engine. Raises NotReadyError before it is loaded."""
-    engine: Engine | None = request.app.state.engine
+    """The engine of this request: the application's as it was when first asked for, so that an answer is of one index
+    even while it is replaced. Raises NotReadyError before it is loaded."""
+    state = request.scope["state"]
+    engine: Engine | None = state.setdefault("engine", request.app.state.engine)
     if engine is None:
         raise NotReadyError("The model and the index are still being loaded. Try again in a few seconds.")
     return engine

@@ -28,6 +28,7 @@ _LIMITS = (
     "max_items",
     "max_k",
     "default_k",
+    "max_vectors",
     "max_query_terms",
     "max_query_depth",
     "max_columns",

@@ -72,10 +72,10 @@ def test_a_raw_body_asks_in_the_address(client, spectrum):
 
 
 def test_one_explanation_more_than_may_wait_is_sent_away(client, upload, engine, settings, monkeypatch):
-    monkeypatch.setattr(engine, "explanations", settings.max_explain_waiting - 1)
+    monkeypatch.setattr(engine.workers, "explanations", settings.max_explain_waiting - 1)
     assert ask(client, files=upload, explain=True, k=1).status_code == 200
-    assert engine.explanations == settings.max_explain_waiting - 1
-    monkeypatch.setattr(engine, "explanations", settings.max_explain_waiting)
+    assert engine.workers.explanations == settings.max_explain_waiting - 1
+    monkeypatch.setattr(engine.workers, "explanations", settings.max_explain_waiting)
     refused = ask(client, files=upload, explain=True, k=1)
     assert refused.status_code == 429 and "explanations" in refused.json()["error"]["message"]
     assert int(refused.headers["retry-after"]) >= 5

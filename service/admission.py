@@ -1,0 +1,169 @@
+"""Admission: whether a request is let in, decided before its body is read.
+
+A server that takes every request answers none in time once more arrive than it can do: they all wait, until their
+senders have gone. So a request is refused at once (429, with the time after which it is worth coming back) when it is
+predicted to wait longer than `max_wait_s`: items ahead of it, times the measured time an item, at the place that fair
+queueing gives its sender (`service.waiting`). The prediction counts what is admitted and not yet read, too: those
+bodies become items a moment later.
+
+Here a request also gets its deadline and its lane, and is ended when its client has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from astroclip.errors import InputError, OverloadError
+from service.errors import from_astroclip
+from service.settings import Settings
+from service.trace import Trace
+from service.waiting import Lane
+from service.workers import Workers
+
+__all__ = ["Admission"]
+
+PATIENT_WAITS = 30.0  # times max_wait_s: a minute by default
+_NEWEST = 0.05  # weight of the newest request in the mean number of objects
+
+
+class Admission:
+    """ASGI middleware, see the module. Requests that are no POST are cheap and always let in."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app, self.settings = app, settings
+        self.in_flight: Counter[str] = Counter()  # by caller
+        self.unread = 0  # admitted, and their objects not yet in any queue
+        self.objects = 1.0  # that a request brings, on the average
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        trace: Trace = scope["state"]["trace"]
+        engine = scope["app"].state.engine
+        try:
+            self._prepare(trace, Headers(scope=scope))
+            if engine is not None:
+                self._admit(trace, engine.workers)
+        except (InputError, OverloadError) as error:
+            await from_astroclip(error, trace.request_id)(scope, receive, send)
+            return
+        self.in_flight[trace.caller] += 1
+        self.unread += 1
+        trace.on_read = read = _Once(self._read)
+        try:
+            await _while_connected(self.app, scope, receive, send)
+        finally:
+            read(0)
+            self.in_flight[trace.caller] -= 1
+            if not self.in_flight[trace.caller]:
+                del self.in_flight[trace.caller]
+
+    def _prepare(self, trace: Trace, headers: Headers) -> None:
+        """Lane and deadline as the client wishes. Raises InputError."""
+        priority = headers.get("x-priority", "interactive")
+        if priority not in ("interactive", "batch"):
+            raise InputError(
+                f"X-Priority is {priority[:40]!r}; wanted interactive or batch.",
+                code="invalid_value",
+                field="X-Priority",
+            )
+        trace.batch = priority == "batch"
+        most = self.settings.batch_deadline_s if trace.batch else self.settings.deadline_s
+        wished = headers.get("x-deadline-ms")
+        if wished is not None:
+            if not wished.isascii() or not wished.isdigit() or len(wished) > 9 or int(wished) == 0:
+                raise InputError(
+                    f"X-Deadline-Ms is {wished[:40]!r}; wanted a whole number of milliseconds, 1 or more.",
+                    code="invalid_value",
+                    field="X-Deadline-Ms",
+                )
+            most = min(most, int(wished) / 1000.0)
+        trace.deadline = time.monotonic() + most
+
+    def _admit(self, trace: Trace, workers: Workers) -> None:
+        """Raises OverloadError for a request that would wait too long."""
+        settings, own, total = self.settings, self.in_flight[trace.caller], self.in_flight.total()
+        share = settings.max_in_flight / (len(self.in_flight) + (own == 0))
+        if total >= settings.max_in_flight and own >= share / 2:
+            raise OverloadError(
+                f"{total} requests are at work, which is all this service takes. Try again in 1 s.", retry_after_s=1.0
+            )
+        lane = Lane.patient if trace.batch else Lane.interactive
+        arriving = self.objects * min(self.unread, own * len(self.in_flight))
+        wait = workers.predicted_wait(lane, trace.caller, arriving)
+        allowed = settings.max_wait_s * (PATIENT_WAITS if trace.batch else 1.0)
+        allowed = min(allowed, trace.deadline - time.monotonic())
+        if wait > allowed:
+            retry = max(1.0, wait - allowed)
+            raise OverloadError(
+                f"The request would wait about {wait:.1f} s; at most {allowed:.1f} s is waited here. Try again in "
+                f"{retry:.0f} s.",
+                retry_after_s=retry,
+            )
+
+    def _read(self, count: int) -> None:
+        """The objects of a request, `count` of them, are in their queue; or it ended without any."""
+        self.unread -= 1
+        self.objects += _NEWEST * (count - self.objects)
+
+
+class _Once:
+    """Calls `function` the first time only."""
+
+    def __init__(self, function: Callable[[int], None]) -> None:
+        self._function: Callable[[int], None] | None = function
+
+    def __call__(self, count: int) -> None:
+        function, self._function = self._function, None
+        if function is not None:
+            function(count)
+
+
+async def _while_connected(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Run `app`, and cancel it when the client goes away, so that nothing is computed for nobody.
+
+    The body is handed through; once it is complete, only a disconnect can come, and it is waited for here.
+    """
+    complete, gone, answered = asyncio.Event(), asyncio.Event(), False
+
+    async def handed() -> Message:
+        if complete.is_set():
+            await gone.wait()
+            return {"type": "http.disconnect"}
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            gone.set()
+        if gone.is_set() or not message.get("more_body", False):
+            complete.set()
+        return message
+
+    async def sent(message: Message) -> None:
+        nonlocal answered
+        await send(message)
+        answered = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+    async def watch() -> None:
+        await complete.wait()
+        while not gone.is_set():
+            if (await receive())["type"] == "http.disconnect":
+                gone.set()
+        if not answered:  # servers say disconnect after a whole answer, too
+            work.cancel()
+
+    work = asyncio.ensure_future(app(scope, handed, sent))
+    watching = asyncio.ensure_future(watch())
+    try:
+        await work
+    except asyncio.CancelledError:
+        if not gone.is_set():  # not ours: the server is stopping
+            work.cancel()
+            raise
+    finally:
+        watching.cancel()

@@ -1,0 +1,326 @@
+"""Batching: the work of many requests in few calls, done by supervised threads behind one bounded, fair queue.
+
+    submit(items) --waiting room--> batch of one group --work(group, items)--> results, each to the request it is of
+
+* A batch is what waits when the worker is free, up to `max_batch`: nothing is held back while it is idle. Only under
+  load (the last batch had several items) it waits up to `window_s` for as many again, because the answers just sent
+  bring the next requests a moment later, and a batch of one costs several times its share of a batch of many.
+* A batch that raises is halved until the culprit stands alone; only that item fails, with the exception it raised.
+* Items whose request was dropped are not worked on; nor are those past their deadline, which get 429.
+* A worker whose thread is thrown out of its loop is started again. Batches of which nothing succeeded are counted:
+  `problem` says when there were too many in a row, or one takes too long, and readiness ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from astroclip.errors import AstroClipError, NotReadyError, OverloadError
+from service.metrics import Metrics
+from service.trace import Trace
+from service.waiting import Lane, Waiting
+
+__all__ = ["Batcher"]
+
+log = logging.getLogger("astroclip.service")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_NEW = 0.2  # weight of the newest batch in the measured pace
+
+
+class Batcher(Generic[Item, Result]):
+    """See the module.
+
+    work(group, items) gives one result an item, in order; a result that is an exception fails its item alone.
+    max_batch: items of one call. max_waiting: items that may wait; more are refused (OverloadError).
+    max_failures: batches in a row without any success after which `problem` speaks; stuck_after_s: likewise for one
+    batch that does not end. prepare: run in each thread before its first batch.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[Any, list[Item]], Sequence[Result | BaseException]],
+        metrics: Metrics,
+        *,
+        threads: int = 1,
+        max_batch: int = 64,
+        max_waiting: int = 2048,
+        window_s: float = 0.0,
+        max_failures: int = 3,
+        stuck_after_s: float = 60.0,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name, self._work, self._prepare, self._metrics = name, work, prepare, metrics
+        self.max_batch, self.max_waiting, self.window_s = max_batch, max_waiting, window_s
+        self.max_failures, self.stuck_after_s = max_failures, stuck_after_s
+        self._waiting: Waiting[_Job] = Waiting()
+        self._ready = threading.Condition()
+        self._closed = False
+        self._last = 1  # items of the last batch: how many to expect again
+        self._held = False  # somebody waits for a batch to fill
+        self._since = 0.0  # when the oldest item began to wait
+        self._failures = 0
+        self._busy: dict[int, float] = {}  # worker: since when
+        self._pace: dict[int, float] = {}  # seconds an item, by the batch's size (powers of two)
+        metrics.queue(name, self.__len__)
+        self._threads = [
+            threading.Thread(target=self._live, args=(i,), name=f"{name}-{i}", daemon=True) for i in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    async def submit(
+        self, items: Iterable[Item], group: Hashable, trace: Trace, stage: str, lane: Lane | None = None
+    ) -> list[Result | BaseException]:
+        """The result of each item, in order; an item that failed has its exception in its place.
+
+        The time waited and worked is added to the trace (`stage`). Raises OverloadError when too many wait,
+        NotReadyError when the service stops.
+        """
+        chosen = lane if lane is not None else Lane.patient if trace.batch else Lane.interactive
+        ticket = _Ticket(asyncio.get_running_loop(), trace.deadline)
+        jobs = [_Job(chosen, trace.caller, group, item, ticket, place) for place, item in enumerate(items)]
+        ticket.expect(len(jobs))
+        if jobs:
+            self._enqueue(jobs)
+        try:
+            await ticket.answered
+        finally:
+            if ticket.done:
+                trace.add("queue", ticket.taken - ticket.asked)
+                trace.add(stage, ticket.done - ticket.taken)
+        return ticket.results
+
+    def _enqueue(self, jobs: list[_Job]) -> None:
+        with self._ready:
+            if self._closed:
+                raise NotReadyError("The service is stopping. Try again in a few seconds.")
+            if len(self._waiting) and len(self._waiting) + len(jobs) > self.max_waiting:
+                waiting, wait = len(self._waiting), max(1.0, self._seconds(len(self._waiting)))
+                raise OverloadError(
+                    f"{waiting} objects wait already, and {self.max_waiting} may. Try again in {wait:.0f} s.",
+                    retry_after_s=wait,
+                )
+            if not len(self._waiting):
+                self._since = time.perf_counter()
+            for job in jobs:
+                self._waiting.put(job)
+            if not self._held or len(self._waiting) >= min(self._last, self.max_batch):
+                self._ready.notify()
+
+    def predicted_wait(self, lane: Lane, caller: str, arriving: float = 0.0) -> float:
+        """Seconds an item of this caller would wait if it came now; arriving: items known to be on their way."""
+        now = time.perf_counter()
+        with self._ready:
+            ahead = self._waiting.ahead(lane, caller) + arriving
+            batch = self._seconds(self._last)
+            under_way = min((max(0.0, batch - (now - since)) for since in self._busy.values()), default=0.0)
+        return under_way + self._seconds(ahead) / len(self._threads)
+
+    def _seconds(self, items: float) -> float:
+        """How long so many items take, at the pace of batches as large as they would be made."""
+        if not self._pace or items <= 0:
+            return 0.0
+        size = _size(min(items, self.max_batch))
+        known = [s for s in self._pace if s <= size] or [min(self._pace)]
+        return items * self._pace[max(known)]
+
+    # -- health ------------------------------------------------------------------------------------------------------
+
+    def problem(self) -> str | None:
+        """Why this worker should not be relied on, None when it is well."""
+        if self._failures >= self.max_failures:
+            return f"{self._failures} batches of {self.name} failed in a row"
+        busy = max((time.perf_counter() - since for since in list(self._busy.values())), default=0.0)
+        if busy > self.stuck_after_s:
+            return f"{self.name} has been at one batch for {busy:.0f} s"
+        return None
+
+    def close(self) -> None:
+        """End the threads after the batches at work; who still waits gets NotReadyError."""
+        with self._ready:
+            self._closed = True
+            left = []
+            while jobs := self._waiting.take(self.max_batch):
+                left += jobs
+            self._ready.notify_all()
+        error = NotReadyError("The service is stopping. Try again in a few seconds.")
+        self._answer([(job, error) for job in left])
+        for thread in self._threads:
+            thread.join()
+
+    # -- working -----------------------------------------------------------------------------------------------------
+
+    def _live(self, number: int) -> None:
+        """The thread: its loop, started again whatever threw it out."""
+        while not self._closed:
+            try:
+                self._prepare()
+                while jobs := self._next():
+                    self._do(number, jobs)
+                return
+            except BaseException:
+                self._failures += 1
+                self._metrics.failure(self.name, "restart")
+                log.exception("the worker %s-%d was thrown out of its loop and starts again", self.name, number)
+
+    def _next(self) -> list[_Job]:
+        """The next batch, waited for; empty when closed."""
+        with self._ready:
+            while not self._closed:
+                if not len(self._waiting):
+                    self._ready.wait()
+                    continue
+                patience = self._since + self.window_s - time.perf_counter()
+                if self._last > 1 and patience > 0 and len(self._waiting) < min(self._last, self.max_batch):
+                    self._held = True
+                    self._ready.wait(patience)
+                    self._held = False
+                    continue
+                jobs = self._waiting.take(self.max_batch)
+                self._last, self._since = len(jobs), time.perf_counter()
+                if len(self._waiting):
+                    self._ready.notify()
+                return jobs
+        return []
+
+    def _do(self, number: int, taken: list[_Job]) -> None:
+        """Work a batch and answer every request in it, whatever happens."""
+        start = time.perf_counter()
+        jobs, late = [], time.monotonic()
+        for job in taken:
+            if job.ticket.dropped:
+                continue
+            job.ticket.taken = min(job.ticket.taken, start)
+            if job.ticket.deadline <= late:
+                self._answer([(job, _too_late())])
+            else:
+                jobs.append(job)
+        if not jobs:
+            return
+        self._busy[number] = start
+        results: list[Any] = []
+        try:
+            results = self._results(jobs[0].group, jobs)
+        finally:
+            del self._busy[number]
+            spent = time.perf_counter() - start
+            missing = [RuntimeError(f"{self.name} was interrupted")] * (len(jobs) - len(results))
+            self._answer(list(zip(jobs, [*results, *missing], strict=True)))
+        self._metrics.batch(self.name, len(jobs), spent)
+        size = _size(len(jobs))
+        pace = spent / len(jobs)
+        self._pace[size] = pace + (1.0 - _NEW) * (self._pace.get(size, pace) - pace)
+        self._failures = self._failures + 1 if all(_unexpected(result) for result in results) else 0
+
+    def _results(self, group: Hashable, jobs: Sequence[_Job]) -> list[Any]:
+        """The batch's results; if it raises, those of its halves, down to the items that raise alone."""
+        try:
+            results = list(self._work(group, [job.item for job in jobs]))
+            if len(results) != len(jobs):
+                raise RuntimeError(f"{self.name}: {len(results)} results of {len(jobs)} items")
+            return results
+        except Exception as error:
+            self._metrics.failure(self.name, "batch" if len(jobs) > 1 else "item")
+            if len(jobs) == 1:
+                if not isinstance(error, AstroClipError):
+                    log.exception("one item failed in %s", self.name)
+                return [error]
+            log.warning("a batch of %d failed in %s (%s); halving it", len(jobs), self.name, type(error).__name__)
+        middle = len(jobs) // 2
+        return self._results(group, jobs[:middle]) + self._results(group, jobs[middle:])
+
+    def _answer(self, outcomes: Sequence[tuple[_Job, Any]]) -> None:
+        """Put results into their tickets; one call into a loop for all that are complete now."""
+        complete: dict[asyncio.AbstractEventLoop, list[_Ticket]] = {}
+        now = time.perf_counter()
+        with self._ready:  # two workers may answer parts of one request
+            for job, result in outcomes:
+                ticket = job.ticket
+                ticket.results[job.place] = result
+                ticket.missing -= 1
+                if not ticket.missing:
+                    ticket.done, ticket.taken = now, min(ticket.taken, now)
+                    complete.setdefault(ticket.loop, []).append(ticket)
+        for loop, tickets in complete.items():
+            try:
+                loop.call_soon_threadsafe(_resolve, tickets)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                continue
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """What one request waits for. Resolved in the loop it was made in; all else may be read from any thread."""
+
+    loop: asyncio.AbstractEventLoop
+    deadline: float
+    asked: float = field(default_factory=time.perf_counter)
+    taken: float = math.inf
+    done: float = 0.0
+    results: list[Any] = field(default_factory=list)
+    missing: int = 0
+
+    def __post_init__(self) -> None:
+        self.answered: asyncio.Future[None] = self.loop.create_future()
+
+    def expect(self, count: int) -> None:
+        self.results, self.missing = [None] * count, count
+        if not count:
+            self.taken = self.done = self.asked
+            self.answered.set_result(None)
+
+    @property
+    def dropped(self) -> bool:
+        return self.answered.cancelled()
+
+    def resolve(self) -> None:
+        if not self.answered.done():
+            self.answered.set_result(None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    lane: Lane
+    caller: str
+    group: Hashable
+    item: Any
+    ticket: _Ticket
+    place: int
+
+
+def _resolve(tickets: Sequence[_Ticket]) -> None:
+    for ticket in tickets:
+        ticket.resolve()
+
+
+def _too_late() -> OverloadError:
+    return OverloadError(
+        "The request's deadline passed while it waited for its turn. Try again, with fewer objects or a later one.",
+        code="deadline_passed",
+        retry_after_s=1.0,
+    )
+
+
+def _unexpected(result: Any) -> bool:
+    return isinstance(result, BaseException) and not isinstance(result, AstroClipError)
+
+
+def _size(items: float) -> int:
+    """The power of two at or below."""
+    return 1 << max(0, int(items).bit_length() - 1)

@@ -1,0 +1,109 @@
+"""The waiting room of a worker: who is served next. A data structure without threads; `service.batcher` locks it.
+
+Three lanes, most urgent first; in a lane the callers take turns, so one who sends much waits for his own requests and
+not in front of others (fair queueing, Nagle 1985, RFC 970). A batch is of one group, since only equal work can be done
+in one call: that of the caller whose turn it is, filled up with the same group's items of everybody.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Hashable
+from enum import IntEnum
+from typing import Generic, Protocol, TypeVar
+
+__all__ = ["Job", "Lane", "Waiting"]
+
+PATIENCE = 8  # every eighth batch starts with the patient lane, so that it is slow under load and never starves
+
+
+class Lane(IntEnum):
+    """How urgent: the service's own check, a person who waits, a job that does not."""
+
+    health = 0
+    interactive = 1
+    patient = 2
+
+
+class Job(Protocol):
+    """What waits."""
+
+    @property
+    def lane(self) -> Lane: ...
+    @property
+    def caller(self) -> str: ...
+    @property
+    def group(self) -> Hashable: ...
+
+
+J = TypeVar("J", bound=Job)
+_Groups = OrderedDict[Hashable, deque[J]]
+
+
+class Waiting(Generic[J]):
+    """See the module. `put` and `take` cost the callers of a lane, never the items that wait."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[Lane, OrderedDict[str, _Groups[J]]] = {lane: OrderedDict() for lane in Lane}
+        self._own: dict[tuple[Lane, str], int] = {}
+        self._count = dict.fromkeys(Lane, 0)
+        self._batches = 0
+
+    def __len__(self) -> int:
+        return sum(self._count.values())
+
+    def put(self, job: J) -> None:
+        groups = self._lanes[job.lane].setdefault(job.caller, OrderedDict())
+        groups.setdefault(job.group, deque()).append(job)
+        key = (job.lane, job.caller)
+        self._own[key] = self._own.get(key, 0) + 1
+        self._count[job.lane] += 1
+
+    def ahead(self, lane: Lane, caller: str) -> int:
+        """How many items come before one that this caller would add now: all more urgent ones, and of its own lane as
+        many as the turns let pass."""
+        urgent = sum(count for other, count in self._count.items() if other < lane)
+        own, others = self._own.get((lane, caller), 0), self._lanes[lane].keys() - {caller}
+        return urgent + min(self._count[lane], own + len(others) * (own + 1))
+
+    def take(self, most: int) -> list[J]:
+        """The next batch, at most `most` items of one group; empty when nobody waits."""
+        lanes = [lane for lane in Lane if self._count[lane]]
+        if not lanes:
+            return []
+        self._batches += 1
+        if self._batches % PATIENCE == 0 and lanes[0] is Lane.interactive:
+            lanes.reverse()
+        caller, groups = next(iter(self._lanes[lanes[0]].items()))
+        group = next(iter(groups))
+        groups.move_to_end(group)  # the caller's other groups come before this one's rest
+        self._lanes[lanes[0]].move_to_end(caller)
+        batch: list[J] = []
+        for lane in lanes:
+            first = caller if lane is lanes[0] else None
+            self._fill(batch, lane, group, most, first)
+        return batch
+
+    def _fill(self, batch: list[J], lane: Lane, group: Hashable, most: int, first: str | None) -> None:
+        """Items of a group from every caller of a lane in turn, beginning with `first`."""
+        callers = self._lanes[lane]
+        turns = [name for name, groups in callers.items() if group in groups]
+        if first is not None:
+            turns.sort(key=lambda name: name != first)
+        while turns and len(batch) < most:
+            for name in list(turns):
+                if len(batch) == most:
+                    return
+                queue = callers[name][group]
+                batch.append(queue.popleft())
+                self._count[lane] -= 1
+                self._own[lane, name] -= 1
+                if not queue:
+                    turns.remove(name)
+                    self._forget(lane, name, group)
+
+    def _forget(self, lane: Lane, caller: str, group: Hashable) -> None:
+        groups = self._lanes[lane][caller]
+        del groups[group]
+        if not groups:
+            del self._lanes[lane][caller], self._own[lane, caller]
