@@ -12,10 +12,12 @@ from astroclip import __version__
 from service import errors, openapi
 from service.admission import Admission
 from service.engine import Engine
+from service.life import Drain, Life, warm_up
 from service.limits import BodyLimit
 from service.metrics import Metrics
 from service.routes import ROUTERS
 from service.settings import Settings
+from service.swap import Swapper
 from service.trace import TraceMiddleware
 
 __all__ = ["make_app"]
@@ -34,8 +36,10 @@ def make_app(settings: Settings | None = None, engine: Engine | None = None) -> 
         own = None
         if app.state.engine is None:
             own = app.state.engine = await asyncio.to_thread(Engine.load, settings, app.state.metrics)
-        await app.state.engine.check()
+        await warm_up(app.state.engine)
+        app.state.swapper.start()
         yield
+        await app.state.swapper.stop()
         if own is not None:
             await asyncio.to_thread(own.close)
 
@@ -51,6 +55,7 @@ def make_app(settings: Settings | None = None, engine: Engine | None = None) -> 
     app.state.settings = settings
     app.state.engine = engine
     app.state.metrics = engine.workers.metrics if engine else Metrics()
+    app.state.life, app.state.swapper = Life(), Swapper(app, settings)
     errors.install(app)
     openapi.install(app)
     for router in ROUTERS:
@@ -63,5 +68,6 @@ def make_app(settings: Settings | None = None, engine: Engine | None = None) -> 
         max_total_bytes=settings.max_body_bytes_in_flight,
     )
     app.add_middleware(Admission, settings=settings)
+    app.add_middleware(Drain, life=app.state.life)
     app.add_middleware(TraceMiddleware)
     return app

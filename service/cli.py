@@ -163,24 +163,15 @@ def _quiet_loading() -> None:
 
 
 def _run(settings: Settings, engine: Engine) -> None:
-    import uvicorn
-
     from service.app import make_app
+    from service.life import serve as serve_until_told
 
     base = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else settings.host}:{settings.port}"
     _say(f"Page:  {base}/\nDocs:  {base}/docs\nTry:   curl -s '{base}/v1/objects?random=1'")
     _say(f"       curl -s --data-binary @spectrum.fits '{base}/v1/estimate?modality=spectrum'")
-    try:
-        uvicorn.run(
-            make_app(settings, engine),
-            host=settings.host,
-            port=settings.port,
-            log_level=settings.log_level,
-            timeout_graceful_shutdown=20,
-            server_header=False,
-        )
-    finally:
-        engine.close()
+    code = serve_until_told(make_app(settings, engine), settings, engine.close)
+    if code:
+        raise typer.Exit(code)
 
 
 def _say(text: str) -> None:
