@@ -176,7 +176,6 @@ class Batcher(Generic[Item, Result]):
                     jobs.clear()  # else an idle thread would keep the last batch's index alive
                 return
             except BaseException:
-                self._failures += 1
                 self._metrics.failure(self.name, "restart")
                 log.exception("the worker %s-%d was thrown out of its loop and starts again", self.name, number)
 
@@ -220,14 +219,16 @@ class Batcher(Generic[Item, Result]):
             results = self._results(jobs[0].group, jobs)
         finally:
             del self._busy[number]
-            spent = time.perf_counter() - start
+            self._note(len(jobs), time.perf_counter() - start, results)  # before the answers: who has one sees it
             missing = [RuntimeError(f"{self.name} was interrupted")] * (len(jobs) - len(results))
             self._answer(list(zip(jobs, [*results, *missing], strict=True)))
-        self._metrics.batch(self.name, len(jobs), spent)
-        size = _size(len(jobs))
-        pace = spent / len(jobs)
+
+    def _note(self, count: int, seconds: float, results: Sequence[Any]) -> None:
+        """What a batch taught: pace and health."""
+        self._metrics.batch(self.name, count, seconds)
+        size, pace = _size(count), seconds / count
         self._pace[size] = pace + (1.0 - _NEW) * (self._pace.get(size, pace) - pace)
-        self._failures = self._failures + 1 if all(_unexpected(result) for result in results) else 0
+        self._failures = self._failures + 1 if all(map(_unexpected, results)) else 0
 
     def _results(self, group: Hashable, jobs: Sequence[_Job]) -> list[Any]:
         """The batch's results; if it raises, those of its halves, down to the items that raise alone."""

@@ -104,12 +104,13 @@ def search_vectors(engine: Engine, asked: VectorsRequest, vectors: npt.NDArray[n
     most, k = engine.settings.max_k, asked.k or engine.settings.default_k
     if k > most:
         raise InputError(f"k is {k}; wanted 1 to {most}. Ask for fewer.", code="invalid_value", field="k", limit=most)
-    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.linalg.norm(vectors, axis=1)
     wrong = np.flatnonzero(~np.isfinite(lengths) | (lengths < 1e-9))
     if len(wrong):
         raise InputError(
-            f"Vector {wrong[0]} (from 0) holds NaN or infinity or is zero; wanted finite numbers, not all zero. Leave "
-            f"it out ({len(wrong)} of {len(vectors)} are so).",
+            f"Vector {wrong[0]} (from 0) holds NaN or infinity, or is zero or too long; wanted finite numbers of usual "
+            f"size. Leave it out ({len(wrong)} of {len(vectors)} are so).",
             code="no_direction",
             field="vectors",
         )

@@ -1,0 +1,161 @@
+"""Half an hour of mixed traffic: does memory creep, do files stay open?
+
+    python -m benchmarks.chaos.soak [--minutes 30] [--rate 20] [--arenas N] [--out benchmarks/results/soak.json]
+
+Poisson arrivals: embeddings of both modalities (grid and FITS), searches, estimates, lookups, uploads to search with,
+broken files, unknown objects, and clients that hang up. The traffic pauses for two seconds every minute; open files
+are counted then, when no connection is there to blur the count. Resident memory is read every five seconds; its slope is
+that of a straight line through the readings after warm-up, with its standard error.
+
+--arenas sets MALLOC_ARENA_MAX for the server: glibc gives every thread an arena of its own, and what they hold back
+looks like a leak.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks.chaos.answers import percentile
+from benchmarks.chaos.bodies import asks, body, galaxies, truncated
+from benchmarks.chaos.campaign import JSON, mark, object_ids, options, parser, report, search_asks
+from benchmarks.chaos.server import Server
+from benchmarks.chaos.traffic import Ask, Plan, Traffic
+
+__all__ = ["mixture", "slope"]
+
+SLOPE_MB_H = 2.0
+EVERY_S = 5.0
+SEGMENT_S, PAUSE_S = 60.0, 2.0
+WARM = 1 / 3  # of the time
+MB = 2**20
+
+
+def mixture(server: Server) -> list[Ask]:
+    """What comes, weighted: half of it work for the model."""
+    ids = object_ids(server, 48)
+    kinds: list[tuple[float, list[Ask]]] = [
+        (20.0, asks("spectrum", "grid", count=12)),
+        (10.0, asks("image", "grid", count=12)),
+        (8.0, asks("spectrum", "fits", count=8)),
+        (5.0, asks("image", "fits", count=8)),
+        (3.0, asks("spectrum", "grid", items=8, count=2)),
+        (20.0, search_asks(ids)),
+        (10.0, search_asks(ids, estimate=True)),
+        (8.0, [Ask("GET", f"/v1/objects/{i}") for i in ids]),
+        (4.0, _uploads("/v1/search?k=8")),
+        (3.0, [Ask("POST", "/v1/embed/spectrum", truncated("spectrum"), {"content-type": "application/fits"})]),
+        (2.0, [Ask("POST", "/v1/embed/image", b"\x89PNG\r\n\x1a\n" + bytes(64), {"content-type": "image/png"})]),
+        (2.0, [Ask("POST", "/v1/search", b'{"query": {"object_id": "nobody"}}', {"content-type": JSON})]),
+        (1.0, [Ask("GET", "/nothing/here")]),
+        (1.0, [Ask("GET", "/readyz")]),
+        (2.0, [_dropped(ask) for ask in asks("spectrum", "fits", count=2, seed=5)]),
+        (1.0, [_dropped(ask) for ask in search_asks(ids[:2])]),
+    ]
+    return [_weighted(ask, weight / len(group)) for weight, group in kinds for ask in group]
+
+
+def _uploads(path: str) -> list[Ask]:
+    spectra = galaxies("spectrum", 6, seed=4)
+    return [Ask("POST", path, body(s, "fits"), {"content-type": "application/fits"}) for s in spectra]
+
+
+def _weighted(ask: Ask, weight: float) -> Ask:
+    return Ask(ask.method, ask.path, ask.body, ask.headers, weight, ask.drop_after_s)
+
+
+def _dropped(ask: Ask) -> Ask:
+    return Ask(ask.method, ask.path, ask.body, ask.headers, ask.weight, 0.003)
+
+
+def slope(seconds: Any, values: Any) -> tuple[float, float]:
+    """Least-squares slope of values over seconds, and its standard error."""
+    x, y = np.asarray(seconds, float), np.asarray(values, float)
+    if len(x) < 3:
+        return float("nan"), float("nan")
+    (gradient, _), covariance = np.polyfit(x, y, 1, cov="unscaled")
+    rest = y - np.polyval(np.polyfit(x, y, 1), x)
+    return float(gradient), float(np.sqrt(covariance[0, 0] * np.sum(rest**2) / (len(x) - 2)))
+
+
+class _Readings:
+    """Memory, files and threads of the server, read every five seconds by a thread."""
+
+    def __init__(self, server: Server, every_s: float) -> None:
+        self.server, self.every_s = server, every_s
+        self.rows: list[tuple[float, float, int, int]] = []
+        self.started = time.monotonic()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._live, daemon=True)
+        self._thread.start()
+
+    def _live(self) -> None:
+        while not self._end.wait(self.every_s) and self.server.alive:
+            self.rows.append(self.read())
+
+    def read(self) -> tuple[float, float, int, int]:
+        server = self.server
+        return time.monotonic() - self.started, server.rss_bytes() / MB, server.open_files(), server.threads()
+
+    def stop(self) -> None:
+        self._end.set()
+        self._thread.join()
+
+
+def main() -> int:
+    options_of = parser(__doc__, "soak")
+    options_of.add_argument("--minutes", type=float, default=30.0)
+    options_of.add_argument("--rate", type=float, default=20.0, help="requests a second")
+    options_of.add_argument("--arenas", type=int, help="MALLOC_ARENA_MAX of the server; default: glibc's")
+    arguments = options_of.parse_args()
+    started = time.perf_counter()
+    total = 60.0 * (1.5 if arguments.short else arguments.minutes)
+    segment = min(SEGMENT_S, total / 6)
+    environment = {} if arguments.arenas is None else {"MALLOC_ARENA_MAX": str(arguments.arenas)}
+    resting, statuses, p50 = [], [], []
+    with Server(**options(arguments), environment=environment) as server:
+        mixed, readings = mixture(server), _Readings(server, min(EVERY_S, segment / 4))
+        seed = 0
+        while time.monotonic() - readings.started < total:
+            seed += 1
+            plan = Plan(mixed, connections=64, rate=arguments.rate, arrivals="poisson", seconds=segment, seed=seed)
+            answers = Traffic(server.port, plan).run()
+            statuses.append(answers.statuses())
+            p50.append(percentile(answers.latency_ms[answers.ok], 50))
+            time.sleep(PAUSE_S)
+            resting.append(readings.read())
+        readings.stop()
+        alive = server.alive
+    rows = np.array(readings.rows)
+    late = rows[rows[:, 0] > WARM * total]
+    per_s, error = slope(late[:, 0], late[:, 1])
+    files = [row[2] for row in resting if row[0] > WARM * total]
+    failures = sum(n for each in statuses for status, n in each.items() if status.isdigit() and int(status) >= 500)
+    marks = {
+        "memory after warm-up, MB an hour": mark(3600 * per_s, SLOPE_MB_H, "most"),
+        "open files at rest, most - least": mark(max(files) - min(files), 0, "most"),
+        "answers of 500 and more": mark(failures, 0, "most"),
+    }
+    extra = {
+        "minutes": total / 60,
+        "rate": arguments.rate,
+        "malloc_arena_max": arguments.arenas,
+        "slope_mb_h": 3600 * per_s,
+        "slope_error_mb_h": 3600 * error,
+        "statuses": {
+            name: sum(each.get(name, 0) for each in statuses) for name in sorted({n for s in statuses for n in s})
+        },
+        "p50_ms": p50,
+        "alive": alive,
+        "exit_code": server.exit_code,
+        "at_rest": [dict(zip(("s", "rss_mb", "files", "threads"), row, strict=True)) for row in resting],
+        "readings": {"s": rows[:, 0], "rss_mb": rows[:, 1], "files": rows[:, 2], "threads": rows[:, 3]},
+    }
+    return report(arguments.out, "soak", started, marks, extra)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,292 @@
+"""Batches: formed of what waits, taken apart when they fail, bounded, supervised."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from astroclip.errors import InputError, NotReadyError, OverloadError
+from service.batcher import Batcher
+from service.metrics import Metrics
+from service.trace import Trace
+from service.waiting import Lane
+
+
+class Doubling:
+    """Work that doubles numbers: raises on "poison", waits at the gate while it is closed, and keeps its batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[list] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __call__(self, group, items):
+        self.batches.append(list(items))
+        self.gate.wait(10)
+        if "poison" in items:
+            raise RuntimeError("device-side assert")
+        if "exit" in items:
+            raise SystemExit
+        return [2 * item for item in items]
+
+
+@pytest.fixture
+def work():
+    return Doubling()
+
+
+@pytest.fixture
+def make(work):
+    made = []
+
+    def batcher(**options):
+        made.append(Batcher("test", work, Metrics(), **options))
+        return made[-1]
+
+    yield batcher
+    work.gate.set()
+    for one in made:
+        one.close()
+
+
+def ask(batcher, items, group="g", lane=None, trace=None):
+    return batcher.submit(items, group, trace or Trace(), "inference", lane)
+
+
+async def until(condition, timeout=5.0):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        await asyncio.sleep(0.001)
+
+
+async def held(batcher, work, *asks):
+    """The tasks of `asks`, all waiting behind one batch that is at work; the gate is left closed."""
+    work.gate.clear()
+    first = asyncio.create_task(ask(batcher, [0], "first"))
+    await until(lambda: work.batches)
+    tasks = [asyncio.create_task(one) for one in asks]
+    await until(lambda: len(batcher) >= len(tasks))
+    return first, tasks
+
+
+def test_results_in_order_and_nothing_for_nothing(make):
+    batcher = make()
+    assert asyncio.run(ask(batcher, [1, 2, 3])) == [2, 4, 6]
+    assert asyncio.run(ask(batcher, [])) == []
+
+
+def test_what_waits_becomes_one_batch_of_its_group(make, work):
+    async def run():
+        batcher = make(max_batch=4)
+        first, tasks = await held(batcher, work, *[ask(batcher, [i], i % 2) for i in range(10)])
+        work.gate.set()
+        return await asyncio.gather(first, *tasks)
+
+    assert asyncio.run(run()) == [[0], *[[2 * i] for i in range(10)]]
+    assert sorted(map(len, work.batches)) == [1, 1, 1, 4, 4]
+    assert all(len({i % 2 for i in batch}) == 1 for batch in work.batches[1:])
+
+
+def test_idle_requests_are_not_held_back(make):
+    batcher = make(window_s=5.0)
+    start = time.perf_counter()
+    for i in range(3):
+        assert asyncio.run(ask(batcher, [i])) == [2 * i]
+    assert time.perf_counter() - start < 1.0
+
+
+def test_under_load_a_batch_waits_for_as_many_as_came_last(make, work):
+    async def run():
+        batcher = make(window_s=5.0)
+        await ask(batcher, [1, 2, 3])
+        tasks = []
+        for i in range(3):
+            tasks.append(asyncio.create_task(ask(batcher, [i])))
+            await asyncio.sleep(0.02)
+        await asyncio.gather(*tasks)
+
+    asyncio.run(run())
+    assert work.batches == [[1, 2, 3], [0, 1, 2]]
+
+
+def test_the_window_ends(make, work):
+    async def run():
+        batcher = make(window_s=0.05)
+        await ask(batcher, [1, 2, 3])
+        await ask(batcher, [4])
+
+    asyncio.run(run())
+    assert work.batches == [[1, 2, 3], [4]]
+
+
+def test_only_the_culprit_of_a_batch_fails(make, work):
+    async def run():
+        batcher = make()
+        first, tasks = await held(batcher, work, *[ask(batcher, [i]) for i in range(31)], ask(batcher, ["poison"]))
+        work.gate.set()
+        results = [(await task)[0] for task in tasks]
+        await first
+        return results
+
+    *good, bad = asyncio.run(run())
+    assert good == [2 * i for i in range(31)]
+    assert isinstance(bad, RuntimeError)
+    assert len(work.batches) <= 2 + 2 * 5  # halved, not tried one by one
+
+
+def test_a_result_that_is_an_exception_fails_its_item_alone(make, monkeypatch):
+    batcher = make()
+    monkeypatch.setattr(batcher, "_work", lambda group, items: [InputError("no") if i == 1 else i for i in items])
+    results = asyncio.run(ask(batcher, [0, 1, 2]))
+    assert results[0] == 0 and results[2] == 2 and isinstance(results[1], InputError)
+    assert batcher.problem() is None
+
+
+def test_more_than_may_wait_are_refused_and_the_rest_served(make, work):
+    async def run():
+        batcher = make(max_waiting=4)
+        first, tasks = await held(batcher, work, *[ask(batcher, [i]) for i in range(4)])
+        with pytest.raises(OverloadError) as caught:
+            await ask(batcher, [9])
+        assert caught.value.retry_after_s >= 1
+        work.gate.set()
+        return await asyncio.gather(first, *tasks)
+
+    assert len(asyncio.run(run())) == 5
+
+
+def test_one_request_larger_than_the_queue_is_served_when_it_is_empty(make):
+    assert len(asyncio.run(ask(make(max_waiting=2), range(10)))) == 10
+
+
+def test_dropped_requests_are_not_worked_on(make, work):
+    async def run():
+        batcher = make()
+        first, (gone, stays) = await held(batcher, work, ask(batcher, ["gone"]), ask(batcher, [1]))
+        gone.cancel()
+        await asyncio.sleep(0.01)
+        work.gate.set()
+        await first
+        return await stays
+
+    assert asyncio.run(run()) == [2]
+    assert not any("gone" in batch for batch in work.batches)
+
+
+def test_past_its_deadline_a_request_is_refused_unworked(make, work):
+    async def run():
+        batcher = make()
+        late = Trace(deadline=time.monotonic() + 0.02)
+        first, (task,) = await held(batcher, work, ask(batcher, ["late"], trace=late))
+        await asyncio.sleep(0.05)
+        work.gate.set()
+        await first
+        return (await task)[0]
+
+    error = asyncio.run(run())
+    assert isinstance(error, OverloadError) and error.code == "deadline_passed"
+    assert not any("late" in batch for batch in work.batches)
+
+
+def test_a_patient_request_waits_behind_the_others(make, work):
+    async def run():
+        batcher = make(max_batch=2)
+        patient = ask(batcher, ["p"] * 4, trace=Trace(batch=True))
+        first, tasks = await held(batcher, work, patient, ask(batcher, [1, 1]), ask(batcher, [0], lane=Lane.health))
+        work.gate.set()
+        await asyncio.gather(first, *tasks)
+
+    asyncio.run(run())
+    assert work.batches[1:] == [[0, 1], [1, "p"], ["p", "p"], ["p"]]
+
+
+def test_times_are_told(make):
+    trace = Trace()
+    asyncio.run(ask(make(), [1], trace=trace))
+    assert trace.ms["inference"] > 0 and trace.ms["queue"] >= 0
+
+
+def test_predicted_wait_is_items_ahead_times_pace(make, work):
+    async def run():
+        batcher = make(max_batch=8)
+        for size in (8, 8, 8):
+            await ask(batcher, list(range(size)))
+        batcher._pace = {1: 0.5, 8: 0.1}
+        assert batcher.predicted_wait(Lane.interactive, "me") == 0.0
+        first, tasks = await held(batcher, work, *[ask(batcher, [i]) for i in range(20)])
+        batcher._busy.clear()
+        waits = [
+            batcher.predicted_wait(lane, who) for lane in (Lane.interactive, Lane.health) for who in ("anonymous",)
+        ]
+        arriving = batcher.predicted_wait(Lane.interactive, "anonymous", arriving=10)
+        other = batcher.predicted_wait(Lane.interactive, "somebody else")
+        batcher._busy[0] = time.perf_counter()
+        work.gate.set()
+        await asyncio.gather(first, *tasks)
+        return waits, arriving, other
+
+    (own, health), arriving, other = asyncio.run(run())
+    assert own == pytest.approx(20 * 0.1) and health == 0.0
+    assert arriving == pytest.approx(30 * 0.1)
+    assert other == pytest.approx(0.5)  # its turn comes after one of the other's items
+
+
+def test_failures_in_a_row_end_health_and_a_success_restores_it(make):
+    batcher = make(max_failures=3)
+    for _ in range(2):
+        asyncio.run(ask(batcher, ["poison"]))
+    assert batcher.problem() is None
+    asyncio.run(ask(batcher, ["poison"]))
+    assert "3 batches" in batcher.problem()
+    asyncio.run(ask(batcher, [1]))
+    assert batcher.problem() is None
+
+
+def test_a_worker_thrown_out_of_its_loop_starts_again_and_answers_what_it_held(make, caplog):
+    batcher = make()
+    (lost,) = asyncio.run(ask(batcher, ["exit"]))
+    assert isinstance(lost, RuntimeError)
+    assert asyncio.run(ask(batcher, [4])) == [8]
+    assert "starts again" in caplog.text
+
+
+def test_a_batch_that_does_not_end_is_a_problem(make, work):
+    async def run():
+        batcher = make(stuck_after_s=0.02)
+        work.gate.clear()
+        task = asyncio.create_task(ask(batcher, [1]))
+        await until(lambda: batcher.problem() is not None)
+        work.gate.set()
+        await task
+        return batcher.problem()
+
+    assert asyncio.run(run()) is None
+
+
+def test_closing_finishes_the_batch_at_work_and_refuses_the_rest(make, work):
+    async def run():
+        batcher = make()
+        first, (waiting,) = await held(batcher, work, ask(batcher, [1]))
+        closing = asyncio.create_task(asyncio.to_thread(batcher.close))
+        (error,) = await waiting
+        work.gate.set()
+        await closing
+        assert await first == [0]
+        with pytest.raises(NotReadyError):
+            await ask(batcher, [2])
+        return error
+
+    assert isinstance(asyncio.run(run()), NotReadyError)
+
+
+def test_metrics_tell_size_and_failures(make, work):
+    batcher = make()
+    asyncio.run(ask(batcher, [1, 2, "poison"]))
+    text = batcher._metrics.text().decode()
+    assert 'astroclip_batch_size_sum{worker="test"} 3.0' in text
+    assert 'astroclip_worker_failures_total{what="item",worker="test"} 1.0' in text
+    assert 'astroclip_queue_items{worker="test"} 0.0' in text

@@ -1,0 +1,87 @@
+"""Who is served next: lanes, callers in turn, batches of one group."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+
+from service.waiting import PATIENCE, Lane, Waiting
+
+
+@dataclass(frozen=True)
+class Item:
+    caller: str = "a"
+    lane: Lane = Lane.interactive
+    group: str = "image"
+    number: int = 0
+
+
+def room(*items: Item) -> Waiting[Item]:
+    waiting: Waiting[Item] = Waiting()
+    for item in items:
+        waiting.put(item)
+    return waiting
+
+
+def test_empty():
+    assert room().take(8) == [] and len(room()) == 0
+
+
+def test_first_come_first_served_within_a_caller():
+    items = [Item(number=i) for i in range(5)]
+    waiting = room(*items)
+    assert waiting.take(3) == items[:3]
+    assert waiting.take(3) == items[3:] and len(waiting) == 0
+
+
+def test_a_batch_is_of_one_group_and_groups_take_turns():
+    waiting = room(*[Item(number=i, group=("image", "spectrum")[i % 2]) for i in range(12)])
+    groups = []
+    while batch := waiting.take(3):
+        assert len({item.group for item in batch}) == 1
+        groups.append(batch[0].group)
+    assert groups == ["image", "spectrum", "image", "spectrum"]
+
+
+def test_callers_share_a_batch_equally_whoever_sent_more():
+    waiting = room(*[Item("greedy", number=i) for i in range(100)], *[Item("modest", number=i) for i in range(6)])
+    assert Counter(item.caller for item in waiting.take(8)) == {"greedy": 4, "modest": 4}
+    assert Counter(item.caller for item in waiting.take(8)) == {"greedy": 6, "modest": 2}
+
+
+def test_turns_hold_over_groups_too():
+    """A caller with work of many kinds does not get a turn for each of them."""
+    greedy = [Item("greedy", group=f"kind {i}") for i in range(20)]
+    waiting = room(*greedy, Item("modest", group="other"))
+    waiting.take(4)
+    assert waiting.take(4)[0].caller == "modest"
+
+
+def test_urgent_lanes_go_first_and_the_patient_fill_up():
+    patient = [Item("job", Lane.patient, number=i) for i in range(10)]
+    waiting = room(*patient, Item("person"), Item("check", Lane.health))
+    batch = waiting.take(4)
+    assert [item.caller for item in batch] == ["check", "person", "job", "job"]
+
+
+def test_the_patient_never_starve():
+    waiting = room(*[Item("job", Lane.patient, "spectrum") for _ in range(3)], *[Item("person") for _ in range(100)])
+    served = [waiting.take(2)[0].lane for _ in range(PATIENCE)]
+    assert served == [Lane.interactive] * (PATIENCE - 1) + [Lane.patient]
+
+
+@pytest.mark.parametrize(
+    ("caller", "lane", "ahead"),
+    [
+        ("greedy", Lane.interactive, 43),  # all of them
+        ("modest", Lane.interactive, 3 + 4),  # its own 3, and as many turns and one more of the other
+        ("new", Lane.interactive, 2),  # one turn of each other
+        ("new", Lane.health, 0),
+        ("new", Lane.patient, 43),
+    ],
+)
+def test_how_many_come_before(caller, lane, ahead):
+    waiting = room(*[Item("greedy") for _ in range(40)], *[Item("modest") for _ in range(3)])
+    assert waiting.ahead(lane, caller) == ahead
