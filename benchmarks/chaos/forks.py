@@ -42,6 +42,8 @@ class Child:
             with os.fdopen(write, "wb") as stream:
                 stream.write(content)
             code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
         except BaseException:
             traceback.print_exc()
         finally:
@@ -64,7 +66,7 @@ class Child:
             raise TimeoutError(f"a child took longer than {timeout_s} s")
         killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -killed
-        return Outcome(killed, code, json.loads(content) if code == 0 and not killed else None)
+        return Outcome(killed, code, json.loads(content) if content and not (code or killed) else None)
 
 
 def forked(work: Callable[[], Any], timeout_s: float = 120.0) -> Any:

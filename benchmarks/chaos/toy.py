@@ -19,12 +19,12 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))  # fixtures of the 
 DIM = 16  # of the tiny preset
 
 
-def parts(folder: Path, count: int, *, prefix: str, seed: int, sha256: str) -> None:
+def parts(folder: Path, count: int, *, prefix: str, seed: int, sha256: str, per_part: int = 250) -> None:
     """Embedding parts of `count` objects named `prefix`-000000 and so on, of the model with `sha256`."""
     from parts_fixture import write_parts
 
     assert PREPROCESS_VERSION == "1", "parts_fixture writes version 1"
-    write_parts(folder, count, seed=seed, dim=DIM, sha=sha256, prefix=prefix)
+    write_parts(folder, count, seed=seed, dim=DIM, sha=sha256, prefix=prefix, per_part=per_part)
 
 
 def tiny_model(folder: Path) -> str:
