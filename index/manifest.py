@@ -17,7 +17,16 @@ from typing import Any
 
 from astroclip.errors import IndexFileError
 
-__all__ = ["FORMAT_VERSION", "MANIFEST", "FileEntry", "Manifest", "check_files", "file_entry", "file_stamps", "sha256_file"]
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "FileEntry",
+    "Manifest",
+    "check_files",
+    "file_entry",
+    "file_stamps",
+    "sha256_file",
+]
 
 FORMAT_VERSION = 3  # 2: `heads`. 3: recall by kind and share of a filter. Earlier ones are still read
 _READ = range(1, FORMAT_VERSION + 1)

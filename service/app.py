@@ -33,15 +33,15 @@ def make_app(settings: Settings | None = None, engine: Engine | None = None) -> 
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        own = None
-        if app.state.engine is None:
-            own = app.state.engine = await asyncio.to_thread(Engine.load, settings, app.state.metrics)
+        own = app.state.engine is None  # not the engine itself: its index may be replaced, and is to be freed then
+        if own:
+            app.state.engine = await asyncio.to_thread(Engine.load, settings, app.state.metrics)
         await warm_up(app.state.engine)
         app.state.swapper.start()
         yield
         await app.state.swapper.stop()
-        if own is not None:
-            await asyncio.to_thread(own.close)
+        if own:
+            await asyncio.to_thread(app.state.engine.close)
 
     app = FastAPI(
         title="astroclip",

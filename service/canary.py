@@ -60,7 +60,9 @@ def find_themselves(index: SurveyIndex) -> None:
         for mode, least in (("exact", len(slots)), (None, (len(slots) + 1) // 2)):
             hits, _ = index.search(queries, target=modality, k=1, query_modality=modality, mode=mode)
             found = sum(bool(len(hit)) and float(hit.scores[0]) > 1.0 - 1e-3 for hit in hits)
-            rows = sum(bool(len(hit)) and int(hit.rows[0]) == int(table.rows[s]) for hit, s in zip(hits, slots, strict=True))
+            rows = sum(
+                bool(len(hit)) and int(hit.rows[0]) == int(table.rows[s]) for hit, s in zip(hits, slots, strict=True)
+            )
             if found < least or not rows:
                 raise IndexFileError(
                     f"index {index.index_id!r}: {found} of {len(slots)} of its own objects were found by their "

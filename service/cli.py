@@ -21,8 +21,8 @@ from astroclip.errors import InputError
 
 if TYPE_CHECKING:
     from astropy.table import Table
+    from fastapi import FastAPI
 
-    from service.engine import Engine
     from service.settings import Settings
 
 __all__ = ["register"]
@@ -121,9 +121,11 @@ def demo(
     from service.settings import DEMO_INDEX, DEMO_MODEL, Settings
 
     settings = Settings(index_dir=DEMO_INDEX, model_dir=DEMO_MODEL, host=host, port=port, device=device)
-    engine = _load(settings)
+    app = _load(settings)
+    engine = app.state.engine
     _say(f"{len(engine.index):,} simulated galaxies, model {engine.embedder.model_id} on {engine.embedder.device}.")
-    _run(settings, engine)
+    del engine
+    _run(settings, app)
 
 
 def serve(
@@ -135,9 +137,11 @@ def serve(
 ) -> None:
     """Serve an index. Every setting can also be given in the environment as ASTROCLIP_<NAME>."""
     settings = _settings(index, model, host=host, port=port, device=device)
-    engine = _load(settings)
+    app = _load(settings)
+    engine = app.state.engine
     _say(f"{engine.index.manifest.survey}: {len(engine.index):,} objects, model {engine.embedder.model_id}.")
-    _run(settings, engine)
+    del engine
+    _run(settings, app)
 
 
 def _settings(index: Path | None, model: Path | None, **others: Any) -> Settings:
@@ -147,12 +151,14 @@ def _settings(index: Path | None, model: Path | None, **others: Any) -> Settings
     return Settings(**{name: value for name, value in given.items() if value is not None})
 
 
-def _load(settings: Settings) -> Engine:
-    """The engine, loaded before the server starts: what cannot be served ends with a message and exit code 2."""
+def _load(settings: Settings) -> FastAPI:
+    """The application, its engine loaded before the server starts: what cannot be served ends with a message and exit
+    code 2. Nobody else keeps the engine, whose index may be replaced and is to be freed then."""
+    from service.app import make_app
     from service.engine import Engine
 
     _quiet_loading()
-    return Engine.load(settings)
+    return make_app(settings, Engine.load(settings))
 
 
 def _quiet_loading() -> None:
@@ -162,14 +168,13 @@ def _quiet_loading() -> None:
     logging.disable_progress_bar()
 
 
-def _run(settings: Settings, engine: Engine) -> None:
-    from service.app import make_app
+def _run(settings: Settings, app: FastAPI) -> None:
     from service.life import serve as serve_until_told
 
     base = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else settings.host}:{settings.port}"
     _say(f"Page:  {base}/\nDocs:  {base}/docs\nTry:   curl -s '{base}/v1/objects?random=1'")
     _say(f"       curl -s --data-binary @spectrum.fits '{base}/v1/estimate?modality=spectrum'")
-    code = serve_until_told(make_app(settings, engine), settings, engine.close)
+    code = serve_until_told(app, settings, lambda: app.state.engine.close())
     if code:
         raise typer.Exit(code)
 

@@ -7,10 +7,6 @@ sampled over all listed files and the manifest, each file at least once and smal
 fourth root of the size); half of the flips change one bit, half replace the byte. The others are truncations, bytes
 appended or inserted, removals, and files exchanged for another file of the index. Every damaged index is opened in a
 child process: it must raise `IndexFileError` whose field is the file, and neither load nor crash.
-
-Model directories: the same for the weights (refused since the index names their SHA-256), `config.json` and
-`preprocessor_config.json` against the index that was built with them. A flip there may leave the meaning as it was (a
-comment of transformers, a key nobody reads); what counts is that no model answers with other vectors.
 """
 
 from __future__ import annotations
@@ -75,7 +71,11 @@ def campaign(folder: Path, flips: int, others: int) -> dict[str, Any]:
         },
         "files hit": {"found": len(hit), "wanted": len(sizes), "passed": len(hit) == len(sizes)},
     }
-    return {"marks": marks, "files": {name: {"bytes": sizes[name], "flips": hit[name]} for name in sizes}, "faults": faults}
+    return {
+        "marks": marks,
+        "files": {name: {"bytes": sizes[name], "flips": hit[name]} for name in sizes},
+        "faults": faults,
+    }
 
 
 def _prepare(folder: Path, root: Path) -> dict[str, int]:

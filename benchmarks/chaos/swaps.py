@@ -209,7 +209,9 @@ class _Load:
             query["filter"] = {"column": "redshift", "range": [0.1, 0.9]}
         path = "estimate" if turn == 2 else "search"
         body = json.dumps({"target": "spectrum", **query}).encode()
-        head = f"POST /v1/{path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        head = (
+            f"POST /v1/{path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        )
         return path, head.encode() + b"\r\n" + body
 
     async def _ask(
