@@ -364,15 +364,13 @@ async def _send(call: Any, url: str | None, settings: Settings) -> Any:
             return await client.send(call)
     import httpx2
 
-    from service.app import make_app
-
-    engine = _load(settings)
+    app = _load(settings)
     try:
-        transport = httpx2.ASGITransport(make_app(settings, engine))
+        transport = httpx2.ASGITransport(app)
         async with AsyncClient("http://in-process", transport=transport) as client:
             return await client.send(call)
     finally:
-        engine.close()
+        app.state.engine.close()
 
 
 def _print(table: Table) -> None:

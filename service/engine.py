@@ -223,7 +223,8 @@ class Engine:
         problem = self.workers.problem()
         if problem:
             raise NotReadyError(f"The service does not work as it should: {problem}.")
-        if not now and time.monotonic() - self._canary_at < self.settings.canary_interval_s and self._canary_vector is not None:
+        recent = time.monotonic() - self._canary_at < self.settings.canary_interval_s
+        if not now and recent and self._canary_vector is not None:
             return
         try:
             async with asyncio.timeout(self.settings.ready_timeout_s):

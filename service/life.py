@@ -5,8 +5,8 @@
             --> requests at work, or arriving on a connection there is, are finished          drain_timeout_s
             --> 503 to the rest, workers ended, exit code 0                                    a few seconds
 
-What uvicorn does by itself loses requests: it closes idle connections at once, also those on which a request has arrived
-that it has not read yet, and drops those the kernel has accepted and it has not. Here a connection is closed
+What uvicorn does by itself loses requests: it closes idle connections at once, also those on which a request has
+arrived that it has not read yet, and drops those the kernel has accepted and it has not. Here a connection is closed
 when its answer has said so, or when nothing has come on it for a while and nothing is in its socket. A second signal
 ends it at once. Exit code 0 after SIGTERM and SIGINT (128 + signal when forced): it did what it was told.
 

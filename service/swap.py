@@ -4,8 +4,8 @@
                    `--other--> open (every checksum) --> belongs to the model? --> canary queries --> app.state.engine
 
 Triggers are SIGHUP, `POST /v1/admin/index/reload`, and the watcher, which looks at the root every `watch_index_s`. All
-load the directory the service was started with (`index_dir`), whose CURRENT a publisher moved: a path in a request would
-let who holds an admin key read any directory of the host, and leave a restart with another index than was served.
+load the directory the service was started with (`index_dir`), whose CURRENT a publisher moved: a path in a request
+would let who holds an admin key read any directory of the host, and leave a restart with another index than was served.
 
 One swap at a time; triggers that come during one share the next. Whatever fails leaves the old index serving, is logged
 once for each cause, and stands in `problem` (and in /readyz) until a swap succeeds or the old index is current again.
@@ -64,7 +64,7 @@ class Swapper:
         self._running: asyncio.Task[Swap] | None = None
         self._next: asyncio.Task[Swap] | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._asked: set[asyncio.Task[None]] = set()
+        self._asked: set[asyncio.Task[bool]] = set()
         self._hup = False
 
     # -- triggers ----------------------------------------------------------------------------------------------------
@@ -145,7 +145,9 @@ class Swapper:
             swap = await self._replace(engine)
         except Exception as caught:
             known = isinstance(caught, AstroClipError)
-            error = caught if known else IndexFileError(f"The index cannot be loaded ({caught!r}).")
+            error: AstroClipError = IndexFileError(f"The index cannot be loaded ({caught!r}).")
+            if isinstance(caught, AstroClipError):
+                error = caught
             metrics.swap("refused")
             if error.message != self.problem:
                 log.error("the index was not replaced: %s", error.message, exc_info=None if known else caught)
@@ -183,8 +185,8 @@ def _load(engine: Engine, settings: Settings) -> tuple[Engine | None, Literal["s
     if manifest.model["sha256"] != engine.embedder.model_sha256:
         # Said before gigabytes are read in vain; `with_index` compares the rest.
         raise ProvenanceError(
-            f"The model has model sha256 {engine.embedder.model_sha256}; the index {manifest.index_id!r} was built with "
-            f"{manifest.model['sha256']}. Build the index with this model, or start the service anew with the other."
+            f"The model has model sha256 {engine.embedder.model_sha256}; the index {manifest.index_id!r} was built "
+            f"with {manifest.model['sha256']}. Build the index with this model, or start the service anew with the other."
         )
     index = open_index(settings)
     fresh = engine.with_index(index)

@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ from benchmarks.chaos.forks import Child, forked
 from benchmarks.chaos.toy import parts, previews, tiny_model
 from index import BuildOptions, SurveyIndex, build_index
 from index.backends.faiss_file import faiss_module
-from index.manifest import MANIFEST
 from training.evaluate.report import provenance, write_json
 
 SEED = 6
@@ -57,7 +57,7 @@ def campaign(folder: Path, flips: int, others: int) -> dict[str, Any]:
     results: list[str] = []
     for start in range(0, len(plan), BATCH):
         batch = plan[start : start + BATCH]
-        outcome = Child(lambda batch=batch: [_try(root, *entry) for entry in batch]).wait()
+        outcome = Child(partial(_tries, root, batch)).wait()
         results += outcome.value if outcome.value is not None else [_alone(root, *entry) for entry in batch]
     faults = [{"file": e[0], "damage": e[1], "result": r} for e, r in zip(plan, results, strict=True) if r != "refused"]
     hit = Counter(name for name, damage, _ in plan if damage == "flip")
@@ -98,6 +98,10 @@ def _plan(sizes: dict[str, int], flips: int, others: int) -> list[tuple[str, str
     for place in range(others):
         plan.append((names[place % len(names)], OTHERS[place % len(OTHERS)], int(rng.integers(2**32))))
     return plan
+
+
+def _tries(root: Path, batch: list[tuple[str, str, int]]) -> list[str]:
+    return [_try(root, *entry) for entry in batch]
 
 
 def _alone(root: Path, name: str, damage: str, seed: int) -> str:

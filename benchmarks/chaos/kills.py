@@ -2,14 +2,14 @@
 
     python -m benchmarks.chaos.kills [--points 200] [--starts 6] [--out benchmarks/results/kills.json]
 
-Half of the points are calls: the builder dies just before or just after one of its calls that change a directory or make
-it durable (mkdir, open for writing, write, fsync, rename, replace, symlink, unlink, rmdir, truncate), taken evenly over
+Half of the points are calls: the builder dies between two of its calls that write a file, change a directory or make
+either durable (tables and vectors written, mkdir, fsync, rename, replace, symlink, unlink, rmdir), taken evenly over
 all of them. The other half are times, uniform over the duration of the build. Builds are first ones (nothing was
 there), rebuilds and appends, in turn.
 
-After each, in a fresh process: the root holds the version from before or the new one, every file of it verified, with
-the objects that belong to it; where nothing was there, the index or a refusal by name. Then the same build is made again
-and must succeed, and leave nothing of its dead predecessor. At `starts` of the points a real server is started on what
+After each, in a fresh process: the root holds the version from before or the new one, every file of it verified,
+with the objects that belong to it; where nothing was there, the index or a refusal by name. Then the same build is made
+again and must succeed, and leave nothing of its dead predecessor. At `starts` of the points a real server is started on what
 the killed builder left, and must be ready and find an object of the version it names.
 
 A killed process is not a power cut: what was written before the kill is in the page cache and stays. The order of
@@ -26,14 +26,16 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import index.build
-import index.head_fit  # noqa: F401  (children are forked from a parent that has imported what they use)
+import index.head_fit
 from astroclip.errors import IndexFileError
+from astroclip.types import Modality
 from benchmarks.chaos.forks import Child, forked
 from benchmarks.chaos.toy import parts, tiny_model
 from index import BuildOptions, SurveyIndex, append_index, build_index
@@ -64,14 +66,14 @@ def main() -> None:
 def campaign(folder: Path, points: int, starts: int) -> dict[str, Any]:
     faiss_module()
     forked(lambda: _prepare(folder))
-    spans = {kind: forked(lambda kind=kind: _measure(folder, kind)) for kind in KINDS}
+    spans = {kind: forked(partial(_measure, folder, kind)) for kind in KINDS}
     plan = _plan(points, spans)
     serve_at = set(np.linspace(0, len(plan) - 1, starts).astype(int).tolist()) if starts else set()
     found: list[dict[str, Any]] = []
     for number, (kind, how, at) in enumerate(plan):
         for _ in range(8):  # a time may come too late on a machine whose speed varies: then an earlier one
             root = _fresh(folder, kind)
-            outcome = Child(lambda root=root, kind=kind, how=how, at=at: _victim(folder, root, kind, how, at)).wait(
+            outcome = Child(partial(_victim, folder, root, kind, how, at)).wait(
                 kill_after_s=at if how == "time" else 60.0
             )
             if outcome.signal or outcome.code or how == "call":
@@ -83,7 +85,7 @@ def campaign(folder: Path, points: int, starts: int) -> dict[str, Any]:
         elif number in serve_at:
             result["server"] = _served(folder, root)
         try:
-            result |= forked(lambda root=root, kind=kind: _judge(folder, root, kind))
+            result |= forked(partial(_judge, folder, root, kind))
         except (RuntimeError, TimeoutError) as error:
             result["fault"] = repr(error)
         found.append(result)
@@ -228,8 +230,10 @@ def _left(root: Path, kind: str) -> str:
     if state is None or (kind == "first" and state == "old"):
         return f"fault: {len(ids)} objects of no version"
     row = len(ids) - 1
-    modality = "image" if opened.vector(row, "image") is not None else "spectrum"
-    hits, _ = opened.search(opened.vector(row, modality)[None], target=modality, k=1, query_modality=modality)
+    modality: Modality = "image" if opened.vector(row, "image") is not None else "spectrum"
+    vector = opened.vector(row, modality)
+    assert vector is not None
+    hits, _ = opened.search(vector[None], target=modality, k=1, query_modality=modality)
     return state if hits[0].object_ids == [ids[row]] else f"fault: {ids[row]} does not find itself"
 
 

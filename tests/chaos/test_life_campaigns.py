@@ -1,4 +1,4 @@
-"""Short versions of the campaigns on kills, damaged files, SIGTERMs and swaps, in processes of their own (they fork)."""
+"""Short versions of the campaigns on kills, damaged files, SIGTERMs and swaps, in own processes: they fork."""
 
 from __future__ import annotations
 
