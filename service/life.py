@@ -187,6 +187,12 @@ class DrainingServer(uvicorn.Server):
         Between the last empty look into the accept queue and the close lie microseconds; nothing else is in between.
         """
         loop = asyncio.get_running_loop()
+        for server in self.servers:
+            for listening in server.sockets:
+                loop.remove_reader(listening.fileno())
+        # asyncio accepts in one turn of its loop and makes the connection in a later one, which fails once its server is
+        # closed: these turns come first.
+        await asyncio.sleep(0.02)
         twins = [socket.socket(fileno=os.dup(s.fileno())) for server in self.servers for s in server.sockets]
         for server in self.servers:
             server.close()  # asyncio looks no more; the twins keep the port

@@ -186,7 +186,7 @@ def _load(engine: Engine, settings: Settings) -> tuple[Engine | None, Literal["s
         # Said before gigabytes are read in vain; `with_index` compares the rest.
         raise ProvenanceError(
             f"The model has model sha256 {engine.embedder.model_sha256}; the index {manifest.index_id!r} was built "
-            f"with {manifest.model['sha256']}. Build the index with this model, or start the service anew with the other."
+            f"with {manifest.model['sha256']}. Build it with this model, or start the service anew with the other."
         )
     index = open_index(settings)
     fresh = engine.with_index(index)

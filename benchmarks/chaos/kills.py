@@ -7,10 +7,10 @@ either durable (tables and vectors written, mkdir, fsync, rename, replace, symli
 all of them. The other half are times, uniform over the duration of the build. Builds are first ones (nothing was
 there), rebuilds and appends, in turn.
 
-After each, in a fresh process: the root holds the version from before or the new one, every file of it verified,
-with the objects that belong to it; where nothing was there, the index or a refusal by name. Then the same build is made
-again and must succeed, and leave nothing of its dead predecessor. At `starts` of the points a real server is started on what
-the killed builder left, and must be ready and find an object of the version it names.
+After each, in a fresh process: the root holds the version from before or the new one, every file of it verified, with
+the objects that belong to it; where nothing was there, the index or a refusal by name. Then the same build is made
+again and must succeed, and leave nothing of its dead predecessor. At `starts` of the points a real server is started
+on what the killed builder left, and must be ready and find an object of the version it names.
 
 A killed process is not a power cut: what was written before the kill is in the page cache and stays. The order of
 fsync and rename, which matters then, is tested in `tests/index/test_index_publish.py`.

@@ -3,13 +3,14 @@
     python -m benchmarks.chaos.shutdown [--rounds 100] [--out benchmarks/results/shutdown.json]
 
 A server is started, loaded by clients of three kinds (keep-alive connections that ask again at once, connections made
-for one request each, keep-alive connections that pause), and told to stop at a random moment; half of the rounds with no
-`drain_delay_s`, half with 0.3 s. Requests are searches, lookups and uploaded spectra.
+for one request each, keep-alive connections that pause), and told to stop at a random moment; half of the rounds with
+no `drain_delay_s`, half with 0.3 s. Requests are searches, lookups and uploaded spectra.
 
 **Accepted** is a request whose connection the client's connect() made, on which the server had not said `connection:
-close` nor closed (as far as the client could read before it sent), and whose bytes were all handed to the kernel. It is
-**lost** unless a whole HTTP answer comes back, be it 200, 429 or 503; answers that are not 200 are counted apart. Only
-a refused connect() counts as not accepted: also a connection in the kernel's queue that the server never saw is one.
+close` nor closed (as far as the client could read before it sent), and whose bytes were all handed to the kernel. It
+is **lost** unless a whole HTTP answer comes back, be it 200, 429 or 503; answers that are not 200 are counted apart.
+Only a refused connect() counts as not accepted: also a connection in the kernel's queue that the server never saw is
+one.
 
 The server is forked from a process that has imported everything, so a start takes a second instead of ten.
 """

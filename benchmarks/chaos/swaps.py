@@ -2,11 +2,11 @@
 
     python -m benchmarks.chaos.swaps [--swaps 100] [--objects 20000] [--out benchmarks/results/swaps.json]
 
-Two versions of one index hold different objects (aaa-..., bbb-...). While clients search by vectors, estimate and look
-objects up without a pause, CURRENT is turned from one to the other; SIGHUP and the watcher take turns to notice. An answer
-is **mixed** unless the manifest it names, and every object in it, belong to one version. An **error** is any status but
-200 (429 is counted apart), or none. Memory is the server's resident set a moment after the last swap, against that after
-the first ten, both of the same version and with the load paused.
+Two versions of one index hold different objects (aaa-..., bbb-...). While clients search by vectors, estimate and
+look objects up without a pause, CURRENT is turned from one to the other; SIGHUP and the watcher take turns to notice.
+An answer is **mixed** unless the manifest it names, and every object in it, belong to one version. An **error** is
+any status but 200 (429 is counted apart), or none. Memory is the server's resident set a moment after the last swap,
+against that after the first ten, both of the same version and with the load paused.
 """
 
 from __future__ import annotations
