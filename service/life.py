@@ -190,7 +190,7 @@ class DrainingServer(uvicorn.Server):
         for server in self.servers:
             for listening in server.sockets:
                 loop.remove_reader(listening.fileno())
-        # asyncio accepts in one turn of its loop and makes the connection in a later one, which fails once its server is
+        # asyncio accepts in one turn of its loop and makes the connection in a later one, which fails once the server is
         # closed: these turns come first.
         await asyncio.sleep(0.02)
         twins = [socket.socket(fileno=os.dup(s.fileno())) for server in self.servers for s in server.sockets]
