@@ -15,7 +15,7 @@ TEST_STAMP := $(VENV)/.installed-test
 # One thread a process: the test workers share the cores; a file stays in one worker, with its fixtures.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test test-slow lint typecheck fast-tests docs docker-smoke clean help
+.PHONY: demo test test-slow chaos lint typecheck fast-tests docs docker-smoke clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,10 @@ test: $(TEST_STAMP) lint typecheck fast-tests ## lint, types and the fast test s
 
 test-slow: $(TEST_STAMP) ## the suites that take minutes
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow
+
+# SHORT=1: some ten minutes and wider spreads. CAMPAIGNS: only these, by name.
+chaos: $(TEST_STAMP) ## the campaigns on load, overload, faults and kills; hours (SHORT=1: minutes)
+	$(BIN)/python -m benchmarks.chaos.all $(if $(SHORT),--short --out /tmp/astroclip-chaos) $(CAMPAIGNS)
 
 lint: $(TEST_STAMP)
 	$(BIN)/ruff check .

@@ -38,7 +38,7 @@ EXTRA_OF_MODULE = {
 }
 
 # Packages that a checkout has and the wheel has not.
-CHECKOUT_ONLY = ("index", "service", "training")
+CHECKOUT_ONLY = ("benchmarks", "index", "service", "training")
 
 
 def build_app() -> typer.Typer:

@@ -5,6 +5,8 @@
     |   `-- MediaTypeError  bytes of a type we do not read                      HTTP 415
     |-- LimitError          larger than a stated limit                          HTTP 413
     |-- NotFoundError       no such object, column, property or index           HTTP 404
+    |-- AccessError         no API key, or none that is known here            HTTP 401
+    |   `-- ForbiddenError  a known key that may not do this                  HTTP 403
     |-- ProvenanceError     model and index do not belong together              HTTP 409
     |-- IndexFileError      an index file is missing, damaged or not ours       (start-up; never a request)
     |-- OverloadError       no capacity within the deadline                     HTTP 429
@@ -16,7 +18,9 @@ Messages have three parts: what was found, what is wanted, how to mend it.
 from __future__ import annotations
 
 __all__ = [
+    "AccessError",
     "AstroClipError",
+    "ForbiddenError",
     "IndexFileError",
     "InputError",
     "LimitError",
@@ -69,6 +73,14 @@ class NotFoundError(AstroClipError):
     default_code = "not_found"
 
 
+class AccessError(AstroClipError):
+    default_code = "key_missing"
+
+
+class ForbiddenError(AccessError):
+    default_code = "key_scope"
+
+
 class ProvenanceError(AstroClipError):
     default_code = "model_index_mismatch"
 
@@ -82,8 +94,10 @@ class OverloadError(AstroClipError):
 
     default_code = "overloaded"
 
-    def __init__(self, message: str, *, retry_after_s: float, code: str | None = None) -> None:
-        super().__init__(message, code=code)
+    def __init__(
+        self, message: str, *, retry_after_s: float, code: str | None = None, limit: float | int | None = None
+    ) -> None:
+        super().__init__(message, code=code, limit=limit)
         self.retry_after_s = retry_after_s
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import answer_tables
+import service_tables
 
 __all__ = ["TABLES", "render", "update"]
 
@@ -251,7 +252,11 @@ STEPS = {
     "mean of the weights before and after the heads alone: shipped": "evaluation.json",
 }
 # Made of several results each.
-OF_SEVERAL: dict[str, Callable[[Path], str]] = {"leaderboard": leaderboard, "steps": steps}
+OF_SEVERAL: dict[str, Callable[[Path], str]] = {
+    "leaderboard": leaderboard,
+    "steps": steps,
+    "service": service_tables.service_marks,
+}
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "marks": ("evaluation.json", marks),
     "evaluation": ("evaluation.json", zero_shot),

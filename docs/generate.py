@@ -1,4 +1,5 @@
-"""Fill the generated tables of docs/*.md from the code: settings, limits, calls, error codes, flags, commands.
+"""Fill the generated tables of docs/*.md from the code: settings, limits, calls, metrics, error codes, flags,
+commands.
 
     python docs/generate.py           write the tables between their markers
     python docs/generate.py --check   exit 1 and name the files that are out of step
@@ -33,6 +34,9 @@ COMMANDS_ONLY = (
     "index/parts.py",
     "index/publish.py",
     "service/cli.py",
+    "service/key_commands.py",
+    "service/keys.py",
+    "service/telemetry.py",
 )
 
 
@@ -78,6 +82,15 @@ def docstring_items(text: str) -> dict[str, str]:
         elif name and line.strip():
             items[name] += " " + line.strip()
     return items
+
+
+def metrics() -> str:
+    from service.metrics import Metrics
+
+    rows = []
+    for item in Metrics():
+        rows.append((f"`{item.name}`", item.kind, ", ".join(f"`{label}`" for label in item.labels), item.text))
+    return table(("metric", "kind", "labels", "what it says"), rows)
 
 
 def calls() -> str:
@@ -184,6 +197,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "settings": settings,
     "reader-limits": reader_limits,
     "calls": calls,
+    "metrics": metrics,
     "error-codes": error_codes,
     "flags": flags,
     "commands": commands,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -25,6 +25,7 @@ from index import (
     How,
     SearchReport,
     SurveyIndex,
+    Trust,
     assess,
     disagreement_flag,
     disagreement_p,
@@ -282,6 +283,7 @@ def _trust(
         )[0]
         for modality, vector in resolved.vectors.items()
     }
+    _count_judged(engine, judged.items())
     known = [trust.ood_p for trust in judged.values() if trust.ood_p is not None]
     p = _disagreement(index, uploads, resolved)
     every = (*flags, *(flag for trust in judged.values() for flag in trust.flags))
@@ -291,6 +293,13 @@ def _trust(
         disagreement_p=p,
         flags=flag_models((*every, *disagreement_flag(index, p, settings.disagreement_level))),
     )
+
+
+def _count_judged(engine: Engine, judged: Iterable[tuple[Modality, Trust]]) -> None:
+    """The OOD rate of the metrics; where nothing could be judged, nothing is counted."""
+    for modality, trust in judged:
+        if trust.ood_p is not None:
+            engine.workers.metrics.judged(modality, any(flag.code == "out_of_distribution" for flag in trust.flags))
 
 
 def _uploaded(uploads: Mapping[Modality, Embedded], resolved: Resolved, modality: Modality) -> Quality | None:
@@ -333,7 +342,9 @@ def trust_models(engine: Engine, embedded: Sequence[Embedded]) -> list[TrustMode
     vectors = np.stack([e.vector for e, _ in good])  # type: ignore[misc]
     statistics = [grid.quality.statistics for _, grid in good]
     modality, level = good[0][0].prepared.modality, engine.settings.ood_level
-    judged = iter(assess(engine.index, vectors, modality, statistics=statistics, level=level))
+    trusts = assess(engine.index, vectors, modality, statistics=statistics, level=level)
+    _count_judged(engine, ((modality, trust) for trust in trusts))
+    judged = iter(trusts)
     out: list[TrustModel | None] = []
     for e in embedded:
         if e.vector is None or e.prepared.grid is None:

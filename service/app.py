@@ -3,45 +3,65 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from astroclip import __version__
-from service import errors, openapi
+from service import errors, logs, openapi
+from service.access import Access, cross_origin
 from service.admission import Admission
 from service.engine import Engine
+from service.keys import KeyRing
 from service.life import Drain, Life, warm_up
 from service.limits import BodyLimit
 from service.metrics import Metrics
+from service.rates import Rates
 from service.routes import ROUTERS
 from service.settings import Settings
 from service.swap import Swapper
+from service.telemetry import Telemetry, open_telemetry
 from service.trace import TraceMiddleware
+from service.unread import UnreadBody
 
 __all__ = ["make_app"]
 
+log = logging.getLogger("astroclip.service")
 
-def make_app(settings: Settings | None = None, engine: Engine | None = None) -> FastAPI:
+
+def make_app(
+    settings: Settings | None = None, engine: Engine | None = None, telemetry: Telemetry | None = None
+) -> FastAPI:
     """The ASGI application.
 
     engine: given, it is served (and closed by who made it); else it is loaded from `settings` when the server starts,
-    and a model or index that cannot be served ends the start with its error.
+    and a model or index that cannot be served ends the start with its error. Raises InputError where there is to be a
+    key file that cannot be read. telemetry: where spans go, for tests; else what settings and environment ask for.
     """
     settings = settings or (engine.settings if engine else Settings())
+    keys = KeyRing(settings.keys_file) if settings.keys_file else None
+    metrics = engine.workers.metrics if engine else Metrics()
+    telemetry = telemetry or open_telemetry(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         own = app.state.engine is None  # not the engine itself: its index may be replaced, and is to be freed then
         if own:
-            app.state.engine = await asyncio.to_thread(Engine.load, settings, app.state.metrics)
+            app.state.engine = await asyncio.to_thread(Engine.load, settings, metrics)
+        index = app.state.engine.index
+        metrics.serving(index.index_id, index.manifest_sha256, index.model_sha256, len(index))
+        log.info("serving index %s: %d objects", index.index_id, len(index), extra=_identity(app.state.engine))
+        del index
         await warm_up(app.state.engine)
         app.state.swapper.start()
         yield
         await app.state.swapper.stop()
         if own:
             await asyncio.to_thread(app.state.engine.close)
+        await asyncio.to_thread(telemetry.close)
 
     app = FastAPI(
         title="astroclip",
@@ -51,10 +71,11 @@ def make_app(settings: Settings | None = None, engine: Engine | None = None) -> 
         docs_url=None,  # FastAPI's own page loads scripts from another host; ours does not
         redoc_url=None,
         openapi_url="/openapi.json",
+        telemetry=telemetry.of_fastapi(),
     )
     app.state.settings = settings
     app.state.engine = engine
-    app.state.metrics = engine.workers.metrics if engine else Metrics()
+    app.state.metrics = metrics
     app.state.life, app.state.swapper = Life(), Swapper(app, settings)
     errors.install(app)
     openapi.install(app)
@@ -68,6 +89,19 @@ def make_app(settings: Settings | None = None, engine: Engine | None = None) -> 
         max_total_bytes=settings.max_body_bytes_in_flight,
     )
     app.add_middleware(Admission, settings=settings)
+    app.add_middleware(Rates, per_s=settings.max_rate_per_s, in_flight=settings.max_in_flight_per_caller)
+    app.add_middleware(Access, keys=keys, metrics_open=settings.metrics_open)
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, **cross_origin(settings.cors_origins))
+    app.add_middleware(UnreadBody, max_bytes=settings.max_body_bytes)
     app.add_middleware(Drain, life=app.state.life)
-    app.add_middleware(TraceMiddleware)
+    ended = (logs.access,) if settings.access_log else ()
+    routes = [route for router in ROUTERS for route in router.routes]
+    app.add_middleware(TraceMiddleware, metrics=metrics, telemetry=telemetry, routes=routes, ended=ended)
     return app
+
+
+def _identity(engine: Engine) -> dict[str, str]:
+    """What is served, as the fields of a log line."""
+    index, model = engine.index, engine.embedder
+    return {"index": index.index_id, "manifest_sha256": index.manifest_sha256, "model_sha256": model.model_sha256}

@@ -44,6 +44,7 @@ class Batcher(Generic[Item, Result]):
     max_batch: items of one call. max_waiting: items that may wait; more are refused (OverloadError).
     max_failures: batches in a row without any success after which `problem` speaks; stuck_after_s: likewise for one
     batch that does not end. prepare: run in each thread before its first batch.
+    culprit: told of an item that failed where others of its batch did not.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class Batcher(Generic[Item, Result]):
         max_failures: int = 3,
         stuck_after_s: float = 60.0,
         prepare: Callable[[], None] = lambda: None,
+        culprit: Callable[[Item], None] = lambda item: None,
     ) -> None:
-        self.name, self._work, self._prepare, self._metrics = name, work, prepare, metrics
+        self.name, self._work, self._prepare, self._culprit = name, work, prepare, culprit
+        self._metrics = metrics
         self.max_batch, self.max_waiting, self.window_s = max_batch, max_waiting, window_s
         self.max_failures, self.stuck_after_s = max_failures, stuck_after_s
         self._waiting: Waiting[_Job] = Waiting()
@@ -93,7 +96,7 @@ class Batcher(Generic[Item, Result]):
         NotReadyError when the service stops.
         """
         chosen = lane if lane is not None else Lane.patient if trace.batch else Lane.interactive
-        ticket = _Ticket(asyncio.get_running_loop(), trace.deadline)
+        ticket = _Ticket(asyncio.get_running_loop(), trace.deadline, trace.request_id)
         jobs = [_Job(chosen, trace.caller, group, item, ticket, place) for place, item in enumerate(items)]
         ticket.expect(len(jobs))
         if jobs:
@@ -102,8 +105,9 @@ class Batcher(Generic[Item, Result]):
             await ticket.answered
         finally:
             if ticket.done:
-                trace.add("queue", ticket.taken - ticket.asked)
-                trace.add(stage, ticket.done - ticket.taken)
+                now = time.perf_counter()
+                trace.add("queue", ticket.taken - ticket.asked, ended_ago=now - ticket.taken)
+                trace.add(stage, ticket.done - ticket.taken, ended_ago=now - ticket.done)
         return ticket.results
 
     def _enqueue(self, jobs: list[_Job]) -> None:
@@ -219,16 +223,21 @@ class Batcher(Generic[Item, Result]):
             results = self._results(jobs[0].group, jobs)
         finally:
             del self._busy[number]
-            self._note(len(jobs), time.perf_counter() - start, results)  # before the answers: who has one sees it
+            self._note(jobs, time.perf_counter() - start, results)  # before the answers: who has one sees it
             missing = [RuntimeError(f"{self.name} was interrupted")] * (len(jobs) - len(results))
             self._answer(list(zip(jobs, [*results, *missing], strict=True)))
 
-    def _note(self, count: int, seconds: float, results: Sequence[Any]) -> None:
-        """What a batch taught: pace and health."""
-        self._metrics.batch(self.name, count, seconds)
-        size, pace = _size(count), seconds / count
+    def _note(self, jobs: Sequence[_Job], seconds: float, results: Sequence[Any]) -> None:
+        """What a batch taught: pace, health, culprits."""
+        self._metrics.batch(self.name, len(jobs), seconds)
+        size, pace = _size(len(jobs)), seconds / len(jobs)
         self._pace[size] = pace + (1.0 - _NEW) * (self._pace.get(size, pace) - pace)
-        self._failures = self._failures + 1 if all(map(_unexpected, results)) else 0
+        failed = [_unexpected(result) for result in results]
+        self._failures = self._failures + 1 if all(failed) else 0
+        if any(failed) and not all(failed):
+            for job, bad in zip(jobs, failed, strict=True):
+                if bad:
+                    self._culprit(job.item)
 
     def _results(self, group: Hashable, jobs: Sequence[_Job]) -> list[Any]:
         """The batch's results; if it raises, those of its halves, down to the items that raise alone."""
@@ -241,9 +250,12 @@ class Batcher(Generic[Item, Result]):
             self._metrics.failure(self.name, "batch" if len(jobs) > 1 else "item")
             if len(jobs) == 1:
                 if not isinstance(error, AstroClipError):
-                    log.exception("one item failed in %s", self.name)
+                    log.exception("one item failed in %s", self.name, extra=_requests(jobs))
                 return [error]
-            log.warning("a batch of %d failed in %s (%s); halving it", len(jobs), self.name, type(error).__name__)
+            failed = type(error).__name__
+            log.warning(
+                "a batch of %d failed in %s (%s); halving it", len(jobs), self.name, failed, extra=_requests(jobs)
+            )
         middle = len(jobs) // 2
         return self._results(group, jobs[:middle]) + self._results(group, jobs[middle:])
 
@@ -272,6 +284,7 @@ class _Ticket:
 
     loop: asyncio.AbstractEventLoop
     deadline: float
+    request_id: str
     asked: float = field(default_factory=time.perf_counter)
     taken: float = math.inf
     done: float = 0.0
@@ -309,6 +322,12 @@ class _Job:
 def _resolve(tickets: Sequence[_Ticket]) -> None:
     for ticket in tickets:
         ticket.resolve()
+
+
+def _requests(jobs: Sequence[_Job]) -> dict[str, Any]:
+    """Whose work it is, for a line in the log: a worker's thread is in no request's context."""
+    names = list(dict.fromkeys(job.ticket.request_id for job in jobs))
+    return {"request_id": names[0]} if len(names) == 1 else {"request_ids": names}
 
 
 def _too_late() -> OverloadError:

@@ -1,4 +1,4 @@
-"""Commands of the service: `demo`, `serve`, `search`, `estimate`, `lists`.
+"""Commands of the service: `demo`, `serve`, `search`, `estimate`, `lists`, and `keys` (of `service.key_commands`).
 
 `search` and `estimate` speak to a running service (--url) or, without one, run the same application in this process
 over an index (--index, by default the demo's): the answers are the same, since the code is.
@@ -11,6 +11,7 @@ import base64
 import json
 import sys
 from contextlib import suppress
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from astroclip.errors import InputError
+from service import key_commands
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -66,6 +68,15 @@ RadiusOption = Annotated[float | None, typer.Option("--radius-arcsec", help="Sea
 TargetOption = Annotated[Target | None, typer.Option("--target", help="Embeddings to search.")]
 KOption = Annotated[int | None, typer.Option("-k", help="Neighbours wanted.")]
 UrlOption = Annotated[str | None, typer.Option("--url", help="A running service; without it, search in process.")]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        envvar="ASTROCLIP_API_KEY",
+        help="With --url: the service's API key. Better in the environment: everybody on the machine sees a command's "
+        "options.",
+    ),
+]
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print the answer.")]
 FilterOption = Annotated[
     str | None, typer.Option("--filter", help='JSON, e.g. {"column": "redshift", "range": [0.1, 0.3]}.')
@@ -107,6 +118,7 @@ def register(app: typer.Typer) -> None:
     app.command("search")(search)
     app.command("estimate")(estimate)
     app.command("lists")(lists)
+    key_commands.register(app)
 
 
 # --- serving ---------------------------------------------------------------------------------------------------------
@@ -123,9 +135,9 @@ def demo(
     settings = Settings(index_dir=DEMO_INDEX, model_dir=DEMO_MODEL, host=host, port=port, device=device)
     app = _load(settings)
     engine = app.state.engine
-    _say(f"{len(engine.index):,} simulated galaxies, model {engine.embedder.model_id} on {engine.embedder.device}.")
-    del engine
-    _run(settings, app)
+    what = f"{len(engine.index):,} simulated galaxies, model {engine.embedder.model_id} on {engine.embedder.device}."
+    del engine  # the application alone keeps it, as its index may be replaced
+    _run(settings, app, what)
 
 
 def serve(
@@ -139,9 +151,9 @@ def serve(
     settings = _settings(index, model, host=host, port=port, device=device)
     app = _load(settings)
     engine = app.state.engine
-    _say(f"{engine.index.manifest.survey}: {len(engine.index):,} objects, model {engine.embedder.model_id}.")
-    del engine
-    _run(settings, app)
+    what = f"{engine.index.manifest.survey}: {len(engine.index):,} objects, model {engine.embedder.model_id}."
+    del engine  # the application alone keeps it, as its index may be replaced
+    _run(settings, app, what)
 
 
 def _settings(index: Path | None, model: Path | None, **others: Any) -> Settings:
@@ -168,12 +180,16 @@ def _quiet_loading() -> None:
     logging.disable_progress_bar()
 
 
-def _run(settings: Settings, app: FastAPI) -> None:
+def _run(settings: Settings, app: FastAPI, what: str) -> None:
+    from service import logs
     from service.life import serve as serve_until_told
 
+    logs.configure(settings)
+
     base = f"http://{'127.0.0.1' if settings.host in ('0.0.0.0', '::') else settings.host}:{settings.port}"
-    _say(f"Page:  {base}/\nDocs:  {base}/docs\nTry:   curl -s '{base}/v1/objects?random=1'")
-    _say(f"       curl -s --data-binary @spectrum.fits '{base}/v1/estimate?modality=spectrum'")
+    if not logs.is_json(settings):  # else a machine reads
+        _say(f"{what}\nPage:  {base}/\nDocs:  {base}/docs\nTry:   curl -s '{base}/v1/objects?random=1'")
+        _say(f"       curl -s --data-binary @spectrum.fits '{base}/v1/estimate?modality=spectrum'")
     code = serve_until_told(app, settings, lambda: app.state.engine.close())
     if code:
         raise typer.Exit(code)
@@ -206,13 +222,21 @@ def search(
     model: ModelOption = None,
     device: DeviceOption = "auto",
     url: UrlOption = None,
+    api_key: KeyOption = None,
     format: FormatOption = Format.table,
 ) -> None:
     """Find the objects most similar to an image, a spectrum, an object of the index or what lies at a position."""
     asked = _asked(image, spectrum, object_id, radec, radius_arcsec, target, k, filter, exclude_arcsec, columns)
     asked |= {"query": _json(query, "query"), "fuse": _json(fuse, "fuse"), "score_threshold": score_threshold}
     asked |= {"order": order.value if order else None}
-    _ask("search", _explained(asked, explain), url, _settings(index, model, device=device), format, explain)
+    _ask(
+        "search",
+        _explained(asked, explain),
+        _remote(url, api_key),
+        _settings(index, model, device=device),
+        format,
+        explain,
+    )
 
 
 def estimate(
@@ -238,6 +262,7 @@ def estimate(
     model: ModelOption = None,
     device: DeviceOption = "auto",
     url: UrlOption = None,
+    api_key: KeyOption = None,
     format: FormatOption = Format.table,
 ) -> None:
     """Estimate redshift and other properties, with intervals, from the nearest neighbours or by a head."""
@@ -245,7 +270,14 @@ def estimate(
     asked |= {"properties": _names(properties), "coverage": coverage, "density": density}
     asked |= {"query": _json(query, "query"), "fuse": _json(fuse, "fuse"), "score_threshold": score_threshold}
     asked |= {"method": method.value if method else None}
-    _ask("estimate", _explained(asked, explain), url, _settings(index, model, device=device), format, explain)
+    _ask(
+        "estimate",
+        _explained(asked, explain),
+        _remote(url, api_key),
+        _settings(index, model, device=device),
+        format,
+        explain,
+    )
 
 
 def lists(
@@ -257,12 +289,26 @@ def lists(
     model: ModelOption = None,
     device: DeviceOption = "auto",
     url: UrlOption = None,
+    api_key: KeyOption = None,
     format: FormatOption = Format.table,
 ) -> None:
     """Show a survey-wide list that `astroclip index lists` computed."""
     from astroclip.client import calls
 
-    _answer(calls.one_list(kind, modality, offset, limit), url, _settings(index, model, device=device), format)
+    call = calls.one_list(kind, modality, offset, limit)
+    _answer(call, _remote(url, api_key), _settings(index, model, device=device), format)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A running service, and the key for it."""
+
+    url: str
+    api_key: str | None = field(repr=False)
+
+
+def _remote(url: str | None, api_key: str | None) -> Remote | None:
+    return Remote(url, api_key) if url is not None else None
 
 
 def _explained(asked: dict[str, Any], explain: Path | None) -> dict[str, Any]:
@@ -315,11 +361,11 @@ def _names(text: str | None) -> list[str] | None:
 
 
 def _ask(
-    command: str, asked: dict[str, Any], url: str | None, settings: Settings, fmt: Format, plot: Path | None
+    command: str, asked: dict[str, Any], remote: Remote | None, settings: Settings, fmt: Format, plot: Path | None
 ) -> None:
     from astroclip.client import calls
 
-    meta = _answer((calls.search if command == "search" else calls.estimate)(**asked), url, settings, fmt)
+    meta = _answer((calls.search if command == "search" else calls.estimate)(**asked), remote, settings, fmt)
     if plot is not None:
         _write_plots(meta["explanation"], plot)
 
@@ -332,17 +378,17 @@ def _write_plots(explanation: dict[str, Any], path: Path) -> None:
         _say(f"{modality}: cosine {found['score']:.3f} with {found['against']['object_id']} -> {target}")
 
 
-def _answer(call: Any, url: str | None, settings: Settings, fmt: Format) -> dict[str, Any]:
+def _answer(call: Any, remote: Remote | None, settings: Settings, fmt: Format) -> dict[str, Any]:
     """Send, print as wished; returns what the answer says beside its rows."""
     from dataclasses import replace
 
     from astroclip.client.results import plain
 
     if fmt is Format.json:
-        answer = asyncio.run(_send(replace(call, read=plain), url, settings))
+        answer = asyncio.run(_send(replace(call, read=plain), remote, settings))
         print(json.dumps(answer, indent=1))
         return dict(answer)
-    table = asyncio.run(_send(call, url, settings))
+    table = asyncio.run(_send(call, remote, settings))
     meta = dict(table.meta)
     if fmt is Format.table:
         _print(table)
@@ -355,16 +401,16 @@ def _answer(call: Any, url: str | None, settings: Settings, fmt: Format) -> dict
 _ASTROPY = {Format.csv: "ascii.csv", Format.votable: "votable"}
 
 
-async def _send(call: Any, url: str | None, settings: Settings) -> Any:
-    """Send to `url`, or to the application in this process."""
+async def _send(call: Any, remote: Remote | None, settings: Settings) -> Any:
+    """Send to a running service, or to the application in this process."""
     from astroclip.client import AsyncClient
 
-    if url is not None:
-        async with AsyncClient(url) as client:
+    if remote is not None:
+        async with AsyncClient(remote.url, api_key=remote.api_key) as client:
             return await client.send(call)
     import httpx2
 
-    app = _load(settings)
+    app = _load(settings.model_copy(update={"keys_file": None}))  # who can read the files needs no key to them
     try:
         transport = httpx2.ASGITransport(app)
         async with AsyncClient("http://in-process", transport=transport) as client:

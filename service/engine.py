@@ -10,6 +10,7 @@ knows HTTP; failures are the exceptions of `astroclip.errors`.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ from astroclip.io import read_images, read_spectra
 from astroclip.types import Image, Modality, Spectrum
 from service.canary import canary
 from service.metrics import Metrics
+from service.searching import within
 from service.settings import Settings
 from service.trace import Trace
 from service.uploads import ReadOptions, Upload
@@ -165,9 +167,12 @@ class Engine:
 
     def _prepare_item(self, item: Image | Spectrum, modality: Modality, name: str | None) -> Prepared:
         try:
-            return Prepared(modality, name, item, self.embedder.prepare(item))
+            grid = self.embedder.prepare(item)
         except AstroClipError as error:
             return Prepared(modality, name, item, error=error)
+        if self.workers.quarantine.holds(grid):
+            return Prepared(modality, name, item, error=_no_vector(modality))
+        return Prepared(modality, name, item, grid)
 
     async def embed(self, prepared: Sequence[Prepared], trace: Trace) -> list[Embedded]:
         """Vectors of what could be prepared (one modality a call), in order; errors are passed on in their place.
@@ -183,7 +188,9 @@ class Engine:
             if isinstance(vector, OverloadError | NotReadyError):
                 raise vector
             if isinstance(vector, BaseException) or (vector is not None and not np.all(np.isfinite(vector))):
-                vector, error = None, _no_vector(p)
+                if not isinstance(vector, BaseException):  # which the worker counted
+                    self.workers.metrics.nonfinite(p.modality)
+                vector, error = None, _no_vector(p.modality)
             out.append(Embedded(p, vector, error))
         return out
 
@@ -209,7 +216,8 @@ class Engine:
     ) -> Any:
         """The result of index work, done by the search workers and timed; see `service.searching` for work that
         searches."""
-        job = partial(work, *arguments, **keywords)
+        # With the request's context, so that what the worker's thread logs says whose work it was.
+        job = within(contextvars.copy_context(), partial(work, *arguments, **keywords))
         return first_error(await self.workers.search.submit([job], self.index, trace, "search", lane))
 
     # -- readiness -------------------------------------------------------------------------------------------------
@@ -285,8 +293,7 @@ def _lists(index: SurveyIndex) -> tuple[Lists, str | None]:
         return Lists({}, {}), error.message
 
 
-def _no_vector(prepared: Prepared) -> InputError:
-    kind = prepared.modality
+def _no_vector(kind: Modality) -> InputError:
     return InputError(
         f"The model found no finite embedding for this {kind}. Its values may be far outside any survey's: flux "
         "units are nanomaggies (images) and 1e-17 erg/s/cm2/A (spectra).",

@@ -190,8 +190,8 @@ class DrainingServer(uvicorn.Server):
         for server in self.servers:
             for listening in server.sockets:
                 loop.remove_reader(listening.fileno())
-        # asyncio accepts in one turn of its loop and makes the connection in a later one, which fails once the server is
-        # closed: these turns come first.
+        # asyncio accepts in one turn of its loop and makes the connection in a later one, which fails once its server
+        # is closed: these turns come first.
         await asyncio.sleep(0.02)
         twins = [socket.socket(fileno=os.dup(s.fileno())) for server in self.servers for s in server.sockets]
         for server in self.servers:
@@ -240,7 +240,8 @@ def serve(app: FastAPI, settings: Settings, close: Callable[[], None]) -> int:
         app,
         host=settings.host,
         port=settings.port,
-        log_level=settings.log_level,
+        log_config=None,  # `service.logs` did it
+        access_log=False,  # the access line is ours
         server_header=False,
         http="h11",  # what the end of a connection is tested with
     )

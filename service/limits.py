@@ -17,8 +17,6 @@ from service.errors import MalformedRequest, from_astroclip
 
 __all__ = ["BodyLimit"]
 
-DRAIN_S = 5.0  # how long the rest of a refused body is read, see BodyLimit._refuse
-
 
 class BodyLimit:
     """413 as soon as a body passes `max_bytes`; 400 when it has not arrived within `timeout_s`; 429 while the bodies
@@ -101,20 +99,7 @@ class BodyLimit:
         )
 
     async def _refuse(self, error: AstroClipError, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer at once, then read a bounded rest: closing on unread data would reset the connection, and a
-        client still sending would see the reset in place of the answer."""
+        """Answer at once; what still comes of the body is `service.unread`'s."""
         response = from_astroclip(error, scope["state"]["trace"].request_id)
         response.headers["connection"] = "close"
-        headers = response.raw_headers
-        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-        await send({"type": "http.response.body", "body": response.body, "more_body": True})
-        rest, deadline = 2 * self.max_bytes, time.monotonic() + DRAIN_S
-        while rest > 0:
-            try:
-                message = await asyncio.wait_for(receive(), deadline - time.monotonic())
-            except TimeoutError:
-                break
-            rest -= len(message.get("body", b""))
-            if not message.get("more_body", False):
-                break
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await response(scope, receive, send)

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from service.access import declare_keys
 from service.schemas import EstimateRequest, SearchRequest
 
 __all__ = ["install"]
@@ -26,6 +27,7 @@ def install(app: FastAPI) -> None:
             )
             schemas = found.setdefault("components", {}).setdefault("schemas", {})
             schemas.update(bodies["$defs"])
+            declare_keys(found, app.state.settings)
             app.openapi_schema = found
         return app.openapi_schema
 

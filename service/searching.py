@@ -13,7 +13,9 @@ scores are computed pair by pair (`VectorTable.scores`).
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Sequence
+from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -21,7 +23,7 @@ import numpy.typing as npt
 
 from index import Hits, How, SearchReport, SurveyIndex
 
-__all__ = ["Search", "Searching", "answer_together"]
+__all__ = ["Search", "Searching", "answer_together", "within"]
 
 Answer = TypeVar("Answer")
 
@@ -87,6 +89,30 @@ def answer_together(index: SurveyIndex, works: Sequence[Callable[[], Any]]) -> l
                 )
                 go_on(place, step, searching)
     return results
+
+
+def within(context: Context, work: Callable[[], Any]) -> Callable[[], Any]:
+    """`work` with every step of it run in `context`, also where it searches: a worker's thread is in no request's."""
+
+    def begin() -> Any:
+        outcome = context.run(work)
+        return steps(outcome) if isinstance(outcome, Generator) else outcome
+
+    def steps(searching: Searching[Any]) -> Searching[Any]:
+        step: Callable[[], Any] = partial(next, searching)
+        while True:
+            try:
+                question = context.run(step)
+            except StopIteration as end:
+                return end.value
+            try:
+                found = yield question
+            except BaseException as error:
+                step = partial(searching.throw, error)
+            else:
+                step = partial(searching.send, found)
+
+    return begin
 
 
 def _found(index: SurveyIndex, searches: Sequence[Search]) -> list[Any]:

@@ -7,11 +7,12 @@ Limits of the file formats themselves (HDUs, pixels, decompression ratio ...) ar
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 __all__ = ["DEMO_INDEX", "DEMO_MODEL", "Settings"]
 
@@ -181,6 +182,12 @@ class Settings(BaseSettings):
         description="Age of one batch at which its worker counts as stuck and /readyz says 503: the largest takes "
         "seconds.",
     )
+    quarantine_s: float = Field(
+        default=600.0,
+        ge=0,
+        description="How long an input that made the model fail, where others of its batch did not, is refused without "
+        "another pass: clients repeat what failed; 0 never refuses.",
+    )
     decode_threads: int = Field(default=2, ge=1, le=64, description="Threads that read uploads while the model runs.")
     search_threads: int = Field(default=2, ge=1, le=64, description="Threads that search the index.")
     canary_interval_s: float = Field(
@@ -188,10 +195,11 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on; loopback until an operator opens it.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes any that is free.")
-    log_level: str = Field(
-        default="info", description="How much uvicorn says: critical, error, warning, info or debug."
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
+        default="info",
+        description="How much is logged; at debug, also the requests of health and metrics, which machines send every "
+        "few seconds.",
     )
-
     # Life: readiness, stopping, replacing the index
     ready_timeout_s: float = Field(
         default=5.0,
@@ -217,3 +225,61 @@ class Settings(BaseSettings):
         description="How often the service looks whether another version of the index was published, and swaps to it; "
         "two file names and times each. 0 never looks: SIGHUP and the admin call remain.",
     )
+
+    # Observability
+    log_format: Literal["auto", "text", "json"] = Field(
+        default="auto",
+        description="Form of the logs: auto is text where standard error is a terminal, since a person reads it, and "
+        "JSON elsewhere, since a collector does.",
+    )
+    access_log: bool = Field(
+        default=True,
+        description="One line a request; it costs some 25 microseconds. Off, warnings and errors are still logged.",
+    )
+    telemetry: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="OpenTelemetry spans: auto sends them where the standard environment names an endpoint "
+        "(OTEL_EXPORTER_OTLP_ENDPOINT) and the extra telemetry is installed.",
+    )
+
+    # -- keys and rates --
+    keys_file: Path | None = Field(
+        default=None,
+        description="File of API keys, made by `astroclip keys create`; every call but health and pages then wants "
+        "one. None: the service is open, which is for loopback or behind a proxy that asks who calls, and admin calls "
+        "are refused.",
+    )
+    metrics_open: bool = Field(
+        default=False,
+        description="Where there are keys, /metrics wants one with the scope read, as it tells how much is asked of "
+        "the service; Prometheus sends one by `authorization: credentials_file`. True opens it.",
+    )
+    max_rate_per_s: float = Field(
+        default=500.0,
+        ge=0,
+        description="Requests a second of one caller (a key, or an address without one), over 10 s; more are answered "
+        "429. No person reaches it, a runaway loop does; small lookups take half a millisecond each, so this many are "
+        "a quarter of what the event loop can do. 0: no bound.",
+    )
+    max_in_flight_per_caller: int = Field(
+        default=128,
+        ge=0,
+        description="Requests of one caller, lookups too, at work at once; one more is answered 429. Two full batches "
+        "of single objects, half of max_in_flight: no caller takes all places. 0: no bound.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Origins (https://host[:port], comma between; * for all) whose web pages may call this service "
+        "from a browser; none by default, since a page anybody visits could otherwise read an open service on "
+        "loopback.",
+    )
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _origins(cls, found: object) -> object:
+        """Comma-separated in the environment; an origin has no path, or no browser ever sends it."""
+        origins = tuple(part.strip() for part in found.split(",") if part.strip()) if isinstance(found, str) else found
+        for origin in origins if isinstance(origins, tuple | list) else ():
+            if not re.fullmatch(r"\*|https?://[^/\s]+", str(origin)):
+                raise ValueError(f"found the origin {origin!r}; wanted https://host[:port] without a path, or *")
+        return origins

@@ -168,7 +168,7 @@ class Swapper:
         await fresh.check(now=True)  # the model's answer is the one it always gave, and the index answers it
         self._app.state.engine = fresh
         index = fresh.index
-        engine.workers.metrics.serving(index.index_id, index.manifest_sha256, fresh.embedder.model_sha256)
+        engine.workers.metrics.serving(index.index_id, index.manifest_sha256, index.model_sha256, len(index))
         if outcome == "swapped":
             _release_memory_after(engine.index)
         return Swap(outcome, index.index_id, index.manifest_sha256, before, time.perf_counter() - start)

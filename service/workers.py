@@ -10,6 +10,7 @@ and with which model and index, comes with the work (`service.engine`), so an in
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ import torch
 
 from service.batcher import Batcher
 from service.metrics import Metrics
+from service.quarantine import Quarantine
 from service.searching import answer_together
 from service.settings import Settings
 from service.trace import Trace
@@ -45,6 +47,7 @@ class Workers:
             "max_failures": settings.max_worker_failures,
             "stuck_after_s": settings.stuck_after_s,
         }
+        self.quarantine = Quarantine(settings.quarantine_s)
         self.inference: Batcher[Any, Any] = Batcher(
             "inference",
             lambda group, grids: group[0](grids),
@@ -52,6 +55,7 @@ class Workers:
             max_batch=settings.encode_batch,
             window_s=settings.batch_window_s,
             prepare=partial(torch.set_num_threads, settings.torch_threads or max(1, len(os.sched_getaffinity(0)) - 1)),
+            culprit=self.quarantine.add,
             **common,
         )
         self.search: Batcher[Callable[[], Any], Any] = Batcher(
@@ -86,12 +90,15 @@ class Workers:
             return result, start - asked, time.perf_counter() - start
 
         self._decodings += 1
+        context = contextvars.copy_context()  # so that what the thread logs says whose work it was
         try:
-            result, waited, worked = await asyncio.get_running_loop().run_in_executor(self._decoding, timed)
+            result, waited, worked = await asyncio.get_running_loop().run_in_executor(
+                self._decoding, context.run, timed
+            )
         finally:
             self._decodings -= 1
         self._decode_pace += 0.1 * (worked - self._decode_pace)
-        trace.add("queue", waited)
+        trace.add("queue", waited, ended_ago=worked)
         trace.add("decode", worked)
         return result
 

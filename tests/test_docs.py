@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import re
 import shlex
 import subprocess
@@ -10,9 +11,13 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from serving import client, engine, index_dir, settings  # noqa: F401
 from starlette.testclient import TestClient
+
+from service.engine import Engine
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -69,6 +74,7 @@ def test_every_environment_variable_named_in_the_docs_is_read_somewhere() -> Non
     known = {f"ASTROCLIP_{name.upper()}" for name in Settings.model_fields}
     known |= set(re.findall(r"\bASTROCLIP_[A-Z_]+", (ROOT / "docker/compose.yaml").read_text()))
     known |= {"ASTROCLIP_SHARED"}  # tests/conftest.py
+    known |= {"ASTROCLIP_API_KEY"}  # astroclip/client/credentials.py
     named = {name for page in PAGES for name in re.findall(r"\bASTROCLIP_[A-Z_]+\b", page.read_text())}
     assert named <= known
 
@@ -87,7 +93,12 @@ def curl_commands() -> list[str]:
 
 
 @pytest.mark.parametrize("command", curl_commands())
-def test_curl_examples_of_the_docs_are_answered(command: str, client: TestClient, shared_data: Path) -> None:  # noqa: F811
+def test_curl_examples_of_the_docs_are_answered(
+    command: str,
+    client: TestClient,  # noqa: F811
+    engine: Engine,  # noqa: F811
+    shared_data: Path,
+) -> None:
     words = shlex.split(command)[1:]
     body, files, form, url = None, {}, {}, ""
     headers = {"content-type": "application/x-www-form-urlencoded"}  # what curl declares for a bare --data-binary
@@ -100,7 +111,8 @@ def test_curl_examples_of_the_docs_are_answered(command: str, client: TestClient
             else:
                 form[name] = value.partition(";type=")[0]
         elif word == "--data-binary":
-            body = example(words.pop(0)[1:], shared_data)
+            name = words.pop(0)[1:]
+            body = own_vectors(engine) if name == "vectors.npy" else example(name, shared_data)
         elif word == "-H":
             key, _, value = words.pop(0).partition(":")
             headers[key.lower()] = value.strip()
@@ -111,10 +123,21 @@ def test_curl_examples_of_the_docs_are_answered(command: str, client: TestClient
     else:
         answer = client.post(url, content=body, headers=headers)
     assert answer.status_code == 200, answer.text
+    if "/vectors" in url:
+        assert pa.ipc.open_stream(answer.content).read_all().num_rows == 10
+        return
     wanted = "items" if "/embed/" in url else "hits"
     assert answer.json()[wanted]
     if "/estimate" in url:
         assert {estimate["name"] for estimate in answer.json()["estimates"]} >= {"redshift", "log_stellar_mass"}
+
+
+def own_vectors(engine: Engine) -> bytes:  # noqa: F811
+    stream = io.BytesIO()
+    np.save(
+        stream, engine.index.vector(int(np.flatnonzero(engine.index.catalog.flag("has_spectrum"))[0]), "spectrum")[None]
+    )
+    return stream.getvalue()
 
 
 def example(name: str, data: Path) -> bytes:

@@ -37,6 +37,7 @@ __all__ = [
     "one_object",
     "random_objects",
     "search",
+    "search_vectors",
 ]
 
 T = TypeVar("T")
@@ -51,7 +52,8 @@ READ_OPTIONS = ("pixel_scale_arcsec", "bands", "wave_unit", "flux_unit", "medium
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One request and the reading of its answer. `files` are multipart parts, `body` is JSON; at most one is set."""
+    """One request and the reading of its answer. `files` are multipart parts, `body` is JSON, `array` a .npy body; at
+    most one is set."""
 
     method: str
     path: str
@@ -59,6 +61,7 @@ class Call(Generic[T]):
     params: Mapping[str, Any] = field(default_factory=dict)
     body: Mapping[str, Any] | None = None
     files: Sequence[_Part] = ()
+    array: bytes = b""
     paths: Mapping[str, str] = field(default_factory=dict)  # part -> the file it was read from, for `curl`
 
     def arguments(self) -> dict[str, Any]:
@@ -68,6 +71,8 @@ class Call(Generic[T]):
             out["files"] = list(self.files)
         elif self.body is not None:
             out["json"] = dict(self.body)
+        elif self.array:
+            out |= {"content": self.array, "headers": {"content-type": "application/x-npy"}}
         return out
 
     def curl(self, base_url: str) -> str:
@@ -80,6 +85,8 @@ class Call(Generic[T]):
             words += ["-F", f"{name}={value}" + (f";type={media_type}" if is_json else "")]
         if self.body is not None and not self.files:
             words += ["-H", "content-type: application/json", "-d", json.dumps(self.body)]
+        if self.array:
+            words += ["-H", "content-type: application/x-npy", "--data-binary", "@FILE"]
         return shlex.join(words)
 
 
@@ -121,6 +128,15 @@ def search(**asked: Any) -> Call[Table]:
 def estimate(**asked: Any) -> Call[Table]:
     """The estimates as a table, the hits in ``meta["hits"]``; `asked` as in `Client.estimate`."""
     return _ask("/v1/estimate", results.estimates, **asked)
+
+
+def search_vectors(vectors: npt.ArrayLike, modality: str, **asked: Any) -> Call[Table]:
+    """The hits of many vectors (Q, D) as one table; `asked` as in `Client.search_vectors`."""
+    params = {"modality": modality, **{name: value for name, value in asked.items() if value is not None}}
+    if "filter" in params:
+        params["filter"] = json.dumps(params["filter"])
+    array = np.ascontiguousarray(vectors, np.float32)
+    return Call("POST", "/v1/search/vectors", results.vector_hits, params, array=_npy(array, "vectors"))
 
 
 def _ask(

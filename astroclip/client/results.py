@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from astroclip.errors import (
+    AccessError,
     AstroClipError,
+    ForbiddenError,
     InputError,
     LimitError,
     MediaTypeError,
@@ -39,10 +41,13 @@ __all__ = [
     "raise_for_error",
     "retry_after_s",
     "unreachable",
+    "vector_hits",
 ]
 
 _BY_STATUS: dict[int, type[AstroClipError]] = {
     400: InputError,
+    401: AccessError,
+    403: ForbiddenError,
     404: NotFoundError,
     409: ProvenanceError,
     413: LimitError,
@@ -147,6 +152,17 @@ def embedding_table(response: httpx2.Response) -> Table:
 
 def hits(response: httpx2.Response) -> Table:
     return _hits(plain(response))
+
+
+def vector_hits(response: httpx2.Response) -> Table:
+    """Columns query (place of its vector), object_id, score, percentile, modality: one row a hit."""
+    answer = plain(response)
+    columns = {
+        name: [value for found in answer[name] for value in found]
+        for name in ("object_id", "score", "percentile", "modality")
+    }
+    query = [i for i, found in enumerate(answer["object_id"]) for _ in found]
+    return _table({"query": query, **columns}, answer)
 
 
 def estimates(response: httpx2.Response) -> Table:

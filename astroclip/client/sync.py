@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from astroclip.client import calls
 from astroclip.client.calls import Call, Source
+from astroclip.client.credentials import key_headers
 from astroclip.client.results import unreachable
 from astroclip.client.retry import Retry
 
@@ -27,6 +28,7 @@ T = TypeVar("T")
 class Client:
     """Talks to a service at `base_url`; `transport` replaces the network (`InProcessTransport(app)`, tests).
 
+    api_key: of a service that asks for one; None takes that of the environment (ASTROCLIP_API_KEY), "" sends none.
     timeout_s: of one attempt. Raises the exceptions of `astroclip.errors`; a service that cannot be reached is an
     `AstroClipError` with code "unreachable".
     """
@@ -35,6 +37,7 @@ class Client:
         self,
         base_url: str = "http://127.0.0.1:8000",
         *,
+        api_key: str | None = None,
         timeout_s: float = 60.0,
         retry: Retry | None = None,
         headers: Mapping[str, str] | None = None,
@@ -42,6 +45,7 @@ class Client:
     ) -> None:
         self.base_url = base_url
         self.retry = retry or Retry()
+        headers = {**key_headers(api_key), **(headers or {})}
         self._http = httpx2.Client(base_url=base_url, timeout=timeout_s, headers=headers, transport=transport)
 
     def send(self, call: Call[T]) -> T:
@@ -141,6 +145,25 @@ class Client:
                 explain=explain,
             )
         )
+
+    def search_vectors(
+        self,
+        vectors: npt.ArrayLike,
+        modality: str,
+        *,
+        target: str | None = None,
+        k: int | None = None,
+        filter: Mapping[str, Any] | None = None,
+        score_threshold: float | None = None,
+        order: str | None = None,
+    ) -> Table:
+        """The most similar objects of each of many vectors (Q, D) of the service's model, in one request.
+
+        One row a hit, with the place of its vector in the column query; nothing is left out, so an object of the index
+        finds itself. Arguments as for `search`; the largest Q is `max_vectors` of `info()["limits"]`.
+        """
+        asked = {"target": target, "k": k, "filter": filter, "score_threshold": score_threshold, "order": order}
+        return self.send(calls.search_vectors(vectors, modality, **asked))
 
     def estimate(
         self,

@@ -61,7 +61,7 @@ def _spectrum(rng: np.random.Generator, wave: npt.NDArray[np.float64]) -> Spectr
 
 
 def _desi_wave() -> npt.NDArray[np.float64]:
-    return 3600.0 + 0.8 * np.arange(7781)
+    return np.asarray(3600.0 + 0.8 * np.arange(7781), np.float64)
 
 
 def body(item: Image | Spectrum, form: Format) -> bytes:

@@ -35,7 +35,7 @@ TIMES = 5.0
 LIGHT = 0.2  # of saturation: the load before and after
 GOODPUT, REFUSAL_MS, BACK_S = 0.95, 50.0, 5.0
 NEAR = 1.5  # times the p50 before: as well as before
-WINDOW_S = 0.5
+WINDOW_S, LEAST = 0.5, 8
 POOL = 2048  # connections of an open loop: more than the service takes, so that it is the service that says no
 MODEST = 0.2  # of saturation, what the modest key asks for
 MODEST_WANTED = 0.95
@@ -82,18 +82,22 @@ def storm(server: Server, asked: Sequence[Ask], items: int, seconds: float, calm
 
 
 def recovered_s(after: Answers, ended: float, p50_ms: float) -> float:
-    """Seconds from `ended` until every half second's p50 is within NEAR of `p50_ms`; NaN if that never came."""
-    last_bad, seen = 0.0, False
-    edges = np.arange(ended, float(after.done.max(initial=ended)) + WINDOW_S, WINDOW_S)
-    for start in edges:
-        here = after.where((after.intended >= start) & (after.intended < start + WINDOW_S))
-        if not len(here):
-            continue
-        bad = not here.ok.all() or percentile(here.latency_ms, 50) > NEAR * p50_ms
-        seen = not bad
-        if bad:
-            last_bad = start + WINDOW_S - ended
-    return last_bad if seen else float("nan")
+    """Seconds from `ended` until two windows in a row have a p50 within NEAR of `p50_ms`; NaN if that never came.
+
+    A window is WINDOW_S long, or as long as LEAST requests take.
+    """
+    order = np.argsort(after.intended)
+    due, took, ok = after.intended[order], after.latency_ms[order], after.ok[order]
+    good = []
+    start, last = ended, float(due.max(initial=ended))
+    while start < last:
+        first = int(np.searchsorted(due, start))
+        stop = max(int(np.searchsorted(due, start + WINDOW_S)), min(first + LEAST, len(due)))
+        good.append((start, bool(ok[first:stop].all()) and percentile(took[first:stop], 50) <= NEAR * p50_ms))
+        if len(good) > 1 and good[-1][1] and good[-2][1]:
+            return good[-2][0] - ended
+        start = max(start + WINDOW_S, float(due[stop - 1]) + 1e-9)
+    return float("nan")
 
 
 def _saturation(server: Server, asked: Sequence[Ask], items: int, seconds: float) -> float:

@@ -4,8 +4,8 @@
 
 Poisson arrivals: embeddings of both modalities (grid and FITS), searches, estimates, lookups, uploads to search with,
 broken files, unknown objects, and clients that hang up. The traffic pauses for two seconds every minute; open files
-are counted then, when no connection is there to blur the count. Resident memory is read every five seconds; its slope is
-that of a straight line through the readings after warm-up, with its standard error.
+are counted then, when no connection is there to blur the count. Resident memory is read every five seconds; its slope
+is that of a straight line through the readings after warm-up, with its standard error.
 
 --arenas sets MALLOC_ARENA_MAX for the server: glibc gives every thread an arena of its own, and what they hold back
 looks like a leak.

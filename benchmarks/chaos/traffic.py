@@ -109,19 +109,21 @@ class Traffic:
     def start(self) -> Traffic:
         """Returns once the first request is about to leave."""
         root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        path = os.pathsep.join([root, *filter(None, sys.path)])  # where the campaign finds its checks, so do we
         process = self._process = subprocess.Popen(
             [sys.executable, "-c", "from benchmarks.chaos.traffic import _child; _child()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=root,
-            env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(pickle.dumps((self.port, self.plan)))
         process.stdin.close()
-        process.stdout.read(1)
+        out = process.stdout
+        out.read(1)
         # Read while it runs: a full pipe would hold up its end.
-        self._reader = threading.Thread(target=lambda: self._result.append(process.stdout.read()), daemon=True)
+        self._reader = threading.Thread(target=lambda: self._result.append(out.read()), daemon=True)
         self._reader.start()
         return self
 
@@ -204,11 +206,13 @@ class _Sender:
         watch.cancel()
         for connection in list(self.connections):
             connection.transport.abort()
-        columns = list(zip(*self.rows, strict=True)) if self.rows else [(), (), (), (), ()]
+        which, due, sent, done, status = zip(*self.rows, strict=True) if self.rows else ((), (), (), (), ())
         return Answers(
-            np.array(columns[0], np.int32),
-            *(np.array(column, np.float64) for column in columns[1:4]),
-            np.array(columns[4], np.int16),
+            np.array(which, np.int32),
+            np.array(due, np.float64),
+            np.array(sent, np.float64),
+            np.array(done, np.float64),
+            np.array(status, np.int16),
             errors=self.errors,
             queued=len(self.waiting),
             faults=tuple(self.faults),
@@ -430,7 +434,7 @@ class _Connection(asyncio.Protocol):
 
 def _unchunked(buffer: bytearray, start: int) -> bytes | None:
     """The body of a chunked answer, None while it is not whole."""
-    parts = []
+    parts: list[bytes] = []
     while True:
         line = buffer.find(b"\r\n", start)
         if line < 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.routes import admin, embed, health, info, lists, objects, pages, search, vectors, vo
+from service.routes import admin, embed, health, info, lists, metrics, objects, pages, search, vectors, vo
 
 __all__ = ["ROUTERS"]
 
@@ -18,5 +18,6 @@ ROUTERS: tuple[APIRouter, ...] = (
     vo.router,
     admin.router,
     health.router,
+    metrics.router,
     pages.router,
 )

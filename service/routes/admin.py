@@ -7,6 +7,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from astroclip.errors import AstroClipError
+from service.audit import audit
 from service.routes.common import ERRORS
 from service.swap import Swapper
 from service.trace import trace_of
@@ -29,5 +31,10 @@ async def reload(request: Request) -> dict[str, Any]:
     damaged; the old one goes on serving.
     """
     swapper: Swapper = request.app.state.swapper
-    swap = await swapper.reload()  # lead: service.audit.audit(request, "reload_index", outcome) here, refused or not
+    try:
+        swap = await swapper.reload()
+    except AstroClipError as error:
+        audit(request, "reload_index", "refused", reason=error.code, message=error.message)
+        raise
+    audit(request, "reload_index", swap.outcome, before=swap.before_sha256, now=swap.manifest_sha256)
     return {"request_id": trace_of(request).request_id, **asdict(swap)}

@@ -93,6 +93,9 @@ async def _embed(request: Request, modality: Modality) -> Response:
     if _NPY in request.headers.get("accept", ""):
         return _array(engine, embedded, trace.request_id)
     trusts = await engine.search(trace, trust_models, engine, embedded)
+    for e in embedded:
+        if e.error is not None:
+            engine.workers.metrics.item_refused(modality, e.error.code)
     items = [_item(e, trust, trace.request_id) for e, trust in zip(embedded, trusts, strict=True)]
     return json_answer(EmbedAnswer(request_id=trace.request_id, items=items, **engine.provenance()))
 

@@ -37,6 +37,8 @@ _LIMITS = (
     "max_radius_arcsec",
     "max_rows",
     "max_in_flight",
+    "max_in_flight_per_caller",
+    "max_rate_per_s",
     "body_timeout_s",
 )
 _CITATIONS = (

@@ -26,7 +26,8 @@ __all__ = ["cone", "flat", "router"]
 
 router = APIRouter(prefix="/v1/objects", tags=["objects"], responses=ERRORS)
 
-_PREVIEW_CACHE = {"cache-control": "public, max-age=86400"}  # an index never changes under its manifest hash
+# An index never changes under its manifest hash; private, lest a shared cache hands on what was asked with a key.
+_PREVIEW_CACHE = {"cache-control": "private, max-age=86400"}
 _MAX_RANDOM = 100
 
 # Ids may hold slashes (a survey's own, or "file#row"), so they are paths, and the previews' routes come first.

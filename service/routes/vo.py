@@ -37,6 +37,7 @@ async def scs(request: Request) -> Response:
         )
     except AstroClipError as error:
         document = _error(error.message)
+        trace.error = error.code  # the status does not say it
     return Response(document, media_type=FORMATS["votable"])
 
 

@@ -16,7 +16,9 @@ from survey import CENTRE, desi_fits, image_fits, npy, spectrum_csv
 
 from astroclip.client import AsyncClient, Client, InProcessTransport, Retry, calls
 from astroclip.errors import (
+    AccessError,
     AstroClipError,
+    ForbiddenError,
     InputError,
     LimitError,
     MediaTypeError,
@@ -116,6 +118,21 @@ def test_order_threshold_and_weights(api, galaxy, spectrum):
     assert len(api.search(object_id=ID, modality="both", k=2)) == 2
     examples = {"positive": [{"object_id": ID}, {"object_id": "sim-00000050"}], "strategy": "best_score"}
     assert len(api.search(query={"combine": examples}, k=4)) == 4
+
+
+def test_many_vectors_at_once(api, engine):
+    rows = np.flatnonzero(engine.index.catalog.flag("has_spectrum"))[:3]
+    vectors = np.stack([engine.index.vector(int(row), "spectrum") for row in rows])
+    table = api.search_vectors(
+        vectors, "spectrum", target="spectrum", k=4, filter={"column": "redshift", "range": [0, 9]}
+    )
+    assert list(table["query"]) == [i for i in range(3) for _ in range(4)]
+    own = [engine.index.catalog.row(int(row))["object_id"] for row in rows]
+    assert list(table["object_id"][::4]) == own and table.meta["index"]["id"] == "test"
+    with pytest.raises(InputError, match="shape"):
+        api.search_vectors(np.ones((2, 3)), "spectrum")
+    line = calls.search_vectors(vectors, "spectrum", k=2).curl("http://host")
+    assert "--data-binary @FILE" in line and "modality=spectrum&k=2" in line
 
 
 def test_missing_values_are_masked(api):
@@ -277,3 +294,109 @@ def test_array_that_is_none():
         calls.embed_array("image", [np.array(["a"])], {})
     with pytest.raises(InputError, match="no option"):
         calls.embed_array("image", [npy(np.ones(3))], {"pixelscale": 1})
+
+
+# --- API keys --------------------------------------------------------------------------------------------------------
+
+KEY = "ac_abcdefgh_" + "0123456789abcdef" * 4
+
+
+def sends(answer, **options):
+    """What a client of a server that gives `answer` sent, sync and async: two lists of requests."""
+    heard: tuple[list, list] = ([], [])
+
+    def handler(seen):
+        def handle(request):
+            seen.append(request)
+            return answer(request)
+
+        return handle
+
+    async def ask():
+        transport = httpx2.MockTransport(handler(heard[1]))
+        async with AsyncClient("http://service.example", transport=transport, **options) as client:
+            client._http.follow_redirects = True  # not what we do; the key must be safe even so
+            await client.info()
+
+    with Client("http://service.example", transport=httpx2.MockTransport(handler(heard[0])), **options) as client:
+        client._http.follow_redirects = True
+        client.info()
+    asyncio.run(ask())
+    return heard
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "sent"),
+    [(KEY, None, KEY), (None, KEY, KEY), (f" {KEY}\n", "other", KEY), (None, None, None), ("", KEY, None)],
+)
+def test_key_is_sent_as_given_or_as_in_the_environment(monkeypatch, given, environment, sent):
+    monkeypatch.delenv("ASTROCLIP_API_KEY", raising=False)
+    if environment:
+        monkeypatch.setenv("ASTROCLIP_API_KEY", environment)
+    for heard in sends(lambda request: httpx2.Response(200, json={}), api_key=given):
+        assert [request.headers.get("authorization") for request in heard] == [sent and f"Bearer {sent}"]
+
+
+def test_key_is_not_sent_to_where_a_redirect_leads():
+    def answer(request):
+        if request.url.host == "service.example":
+            return httpx2.Response(302, headers={"location": "http://elsewhere.example/v1/info"})
+        return httpx2.Response(200, json={})
+
+    for heard in sends(answer, api_key=KEY):
+        assert [request.url.host for request in heard] == ["service.example", "elsewhere.example"]
+        assert heard[0].headers["authorization"] == f"Bearer {KEY}"
+        assert KEY not in str(heard[1].headers.raw)
+
+
+def test_redirects_are_not_followed_at_all():
+    transport = httpx2.MockTransport(lambda request: httpx2.Response(302, headers={"location": "http://else.example/"}))
+    with Client("http://service.example", transport=transport, api_key=KEY) as client:
+        with pytest.raises(AstroClipError, match="is service.example an astroclip service"):
+            client.info()
+
+
+def test_key_appears_in_no_log_repr_or_error(caplog):
+    caplog.set_level("DEBUG")
+
+    def fail(request):
+        raise httpx2.ConnectError("refused")
+
+    with Client("http://service.example", transport=httpx2.MockTransport(fail), api_key=KEY) as client:
+        with pytest.raises(AstroClipError) as caught:
+            client.info()
+        assert KEY not in str(caught.value) + repr(client._http.headers) + repr(client) + caplog.text
+    with pytest.raises(AstroClipError) as caught:  # over the real transport, to a port where nobody listens
+        Client("http://127.0.0.1:9", api_key=KEY, timeout_s=1).info()
+    assert KEY not in str(caught.value) + caplog.text
+
+
+@pytest.mark.parametrize("wrong", ["ac_x y", "ac_x\r\nx-evil: 1", "clé", "ac_\x00"])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_what_can_be_no_key_is_refused_without_being_shown(kind, wrong):
+    with pytest.raises(InputError) as caught:
+        kind(api_key=wrong)
+    assert caught.value.code == "bad_api_key" and wrong not in str(caught.value)
+
+
+def test_refusals_are_access_errors(settings, engine, tmp_path):
+    from service.keys import changing, new_key
+
+    with changing(tmp_path / "keys.json") as held:
+        for scope in ("read", "admin"):
+            text, key = new_key([scope])
+            held.append(key)
+            if scope == "read":
+                reader = text
+    app = make_app(settings.model_copy(update={"keys_file": tmp_path / "keys.json"}), engine)
+    for key, kind, code in (
+        (None, AccessError, "key_missing"),
+        (KEY, AccessError, "key_unknown"),
+        (text, ForbiddenError, "key_scope"),
+    ):
+        with Client("http://test", transport=InProcessTransport(app), api_key=key) as api:
+            with pytest.raises(kind) as caught:
+                api.object(ID)
+            assert type(caught.value) is kind and caught.value.code == code
+    with Client("http://test", transport=InProcessTransport(app), api_key=reader) as api:
+        assert api.object(ID)["object_id"] == ID

@@ -95,6 +95,38 @@ def test_over_a_url_is_the_same(run, settings, engine, monkeypatch):
     assert run("search", "--id", ID, "-k", "4", "--format", "csv", "--url", "http://node:8000") == local
 
 
+def test_key_goes_to_the_url(run, settings, engine, monkeypatch, tmp_path):
+    import httpx2
+
+    from astroclip.errors import AccessError
+    from service.app import make_app
+    from service.keys import changing, new_key
+
+    with changing(tmp_path / "keys.json") as held:
+        text, key = new_key(["read"])
+        held.append(key)
+    keyed = settings.model_copy(update={"keys_file": tmp_path / "keys.json"})
+    transport = httpx2.ASGITransport(make_app(keyed, engine))
+    original = httpx2.AsyncClient.__init__
+    monkeypatch.setattr(
+        httpx2.AsyncClient, "__init__", lambda self, **given: original(self, **{**given, "transport": transport})
+    )
+    monkeypatch.delenv("ASTROCLIP_API_KEY", raising=False)
+    commands = (["search", "--id", ID], ["estimate", "--id", ID])
+    for command in commands:
+        with pytest.raises(AccessError):
+            run(*command, "--url", "http://node:8000")
+        assert run(*command, "--url", "http://node:8000", "--api-key", text)
+    with pytest.raises(AccessError):
+        run("lists", "isolated", "--url", "http://node:8000")
+    with pytest.raises(NotFoundError, match="lists"):  # let in; the test index has none
+        run("lists", "isolated", "--url", "http://node:8000", "--api-key", text)
+    monkeypatch.setenv("ASTROCLIP_API_KEY", text)
+    for command in commands:
+        assert run(*command, "--url", "http://node:8000")
+    assert text not in run("search", "--help")
+
+
 def test_errors_are_the_librarys(run, tmp_path):
     with pytest.raises(NotFoundError):
         run("search", "--id", "nope")

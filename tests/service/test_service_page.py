@@ -13,6 +13,7 @@ from browser import BINARY, Browser
 from survey import image_fits, sdss_fits
 
 from service.app import make_app
+from service.keys import changing, new_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BINARY is None, reason="no chromium installed")]
 
@@ -21,6 +22,12 @@ ID = "sim-00000020"
 
 @pytest.fixture(scope="module")
 def site(settings, engine):
+    with served(settings, engine) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def served(settings, engine):
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -150,3 +157,36 @@ def test_api_page_lists_the_calls(browser, site):
     browser.wait("document.querySelectorAll('.operation').length > 10")
     assert "/v1/estimate" in text(browser, "#docs")
     assert browser.errors == []
+
+
+def test_page_of_a_service_with_keys(browser, settings, engine, tmp_path, galaxy):
+    with changing(tmp_path / "keys.json") as held:
+        key, kept = new_key(["read"])
+        held.append(kept)
+    (tmp_path / "cutout.fits").write_bytes(image_fits(galaxy))
+    enter = "document.getElementById('key-text').value = '{}'; document.querySelector('#key button').click()"
+    asked = "document.getElementById('key')?.hidden === false && !document.getElementById('problem').hidden"
+    with served(settings.model_copy(update={"keys_file": tmp_path / "keys.json"}), engine) as address:
+        browser.open(address)
+        browser.wait(asked)
+        assert "hold an API key" in text(browser, "#problem")
+        browser.evaluate(enter.format("ac_wrong"))
+        browser.wait(f"{asked} && document.getElementById('problem').innerText.includes('not known')")
+        browser.errors.clear()  # the browser's own lines about the 401s
+        browser.evaluate(enter.format(key))
+        loaded = "[...document.querySelectorAll('{}')].filter((i) => i.naturalWidth > 0).length > {}"
+        browser.wait(loaded.format("#samples img", 10))
+        assert browser.evaluate("document.getElementById('key').hidden")
+        browser.evaluate("document.querySelector('#samples button').click()")
+        results(browser)
+        browser.wait("document.querySelectorAll('#hits .hit svg').length === 16")
+        browser.wait(loaded.format("#hits img", 3))
+        browser.choose_files("#file", tmp_path / "cutout.fits")
+        browser.wait("document.getElementById('query').innerText.includes('cutout.fits')")
+        assert browser.errors == []
+        assert key not in "".join(browser.requested)  # in no address, so in no access log and no history
+        assert browser.evaluate("sessionStorage.length") == 1 and browser.evaluate("localStorage.length") == 0
+        browser.open(f"{address}/docs")
+        browser.wait("document.querySelectorAll('.operation').length > 10")
+        assert "Wants an API key" in browser.evaluate("document.body.textContent")
+        assert browser.errors == []

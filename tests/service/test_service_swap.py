@@ -21,6 +21,7 @@ from index import SurveyIndex
 from index.manifest import Manifest
 from service.app import make_app
 from service.engine import Engine
+from service.keys import changing, new_key
 from service.settings import Settings
 
 
@@ -45,14 +46,18 @@ def root(index_dir, tmp_path) -> Path:
 @asynccontextmanager
 async def serving(root: Path, model: Path, **settings):
     """(app, client) of a service over `root`; its lifespan runs."""
-    given = Settings(index_dir=root, model_dir=model, **{"watch_index_s": 0, **settings})
+    with changing(root / "keys.json") as held:
+        text, key = new_key(["read", "admin"])
+        held.append(key)
+    given = Settings(index_dir=root, model_dir=model, keys_file=root / "keys.json", **{"watch_index_s": 0, **settings})
     engine = Engine.load(given)
     app = make_app(given, engine)
     del engine
     try:
         async with app.router.lifespan_context(app):
             transport = httpx2.ASGITransport(app=app)
-            async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+            headers = {"Authorization": f"Bearer {text}"}
+            async with httpx2.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
                 yield app, client
     finally:
         app.state.engine.close()
@@ -66,7 +71,7 @@ async def served(client) -> str:
     return (await client.get("/readyz")).json()["index"]["manifest_sha256"]
 
 
-def test_the_admin_call_swaps_to_what_current_names(root, index_dir, tiny_model_dir):
+def test_the_admin_call_swaps_to_what_current_names(root, index_dir, tiny_model_dir, caplog):
     async def test():
         async with serving(root, tiny_model_dir) as (app, client):
             first = await served(client)
@@ -77,6 +82,8 @@ def test_the_admin_call_swaps_to_what_current_names(root, index_dir, tiny_model_
             answer = (await client.post("/v1/admin/index/reload")).json()
             assert answer["outcome"] == "swapped"
             assert (answer["before_sha256"], answer["manifest_sha256"]) == (first, second)
+            (line,) = [r.audit for r in caplog.records if getattr(r, "audit", {}).get("outcome") == "swapped"]
+            assert line["action"] == "reload_index" and line["now"] == second
             assert await served(client) == second
             info = (await client.get("/v1/info")).json()
             assert info["indexes"][0]["survey"] == "survey v2"
@@ -133,7 +140,8 @@ def test_a_damaged_index_is_refused_by_name_and_logged_once(root, index_dir, tin
             assert await served(client) == first
 
     run(test())
-    assert sum("vectors-image.npy" in record.getMessage() for record in caplog.records) == 1
+    said = [record for record in caplog.records if record.name == "astroclip.service"]
+    assert sum("the index was not replaced" in record.getMessage() for record in said) == 1
 
 
 def test_an_index_that_does_not_find_itself_is_refused(root, index_dir, tiny_model_dir, monkeypatch):

@@ -1,23 +1,43 @@
 // Calls to the service. Every failure becomes a Problem with a sentence a person can act on.
 
 export class Problem extends Error {
-  constructor(message, requestId = null) {
+  constructor(message, requestId = null, status = null) {
     super(message);
     this.requestId = requestId;
+    this.status = status; // 401: a key is wanted
   }
 }
 
-async function call(path, options = {}) {
-  let response;
+// The API key, where the service asks for one: as long as the tab lives, and seen by this page alone.
+const KEY = "astroclip-key";
+export const keep = (key) => sessionStorage.setItem(KEY, key.trim());
+
+async function request(path, options = {}) {
+  const key = sessionStorage.getItem(KEY);
+  const headers = { ...options.headers, ...(key ? { authorization: `Bearer ${key}` } : {}) };
   try {
-    response = await fetch(path, options);
+    return await fetch(path, { ...options, headers });
   } catch {
     throw new Problem("The service does not answer. Is it still running?");
   }
+}
+
+async function call(path, options) {
+  const response = await request(path, options);
   const body = await response.json().catch(() => null);
   if (response.ok && body) return body;
+  if (response.status === 401 && !sessionStorage.getItem(KEY)) {
+    throw new Problem("This service answers those who hold an API key. Whoever runs it gives them out.", null, 401);
+  }
   const said = body?.error;
-  throw new Problem(said?.message ?? `The service answered ${response.status}.`, said?.request_id);
+  throw new Problem(said?.message ?? `The service answered ${response.status}.`, said?.request_id, response.status);
+}
+
+// Where an <img> finds a picture: a tag cannot send a key, so with one the picture is fetched here.
+export async function picture(url) {
+  if (!sessionStorage.getItem(KEY) || !url.startsWith("/")) return url;
+  const response = await request(url);
+  return response.ok ? URL.createObjectURL(await response.blob()) : url;
 }
 
 const json = (path, body) =>

@@ -108,6 +108,11 @@ at("ask").addEventListener("submit", (event) => {
   if (text) lookup(text);
   else view.problem(new api.Problem("Type an object id or a position, or drop a file."));
 });
+at("key").addEventListener("submit", (event) => {
+  event.preventDefault();
+  api.keep(at("key-text").value);
+  location.reload(); // begins anew, with the key; what the address asks for is asked again
+});
 at("random").addEventListener("click", random);
 at("file").addEventListener("change", (event) => { upload(event.target.files); event.target.value = ""; });
 window.addEventListener("hashchange", fromAddress);

@@ -53,6 +53,7 @@ function operation(path, method, said, all) {
     element("summary", {}, element("span", { class: `method ${method}` }, method.toUpperCase()), element("code", {}, path), element("span", { class: "quiet" }, said.summary)),
     element("div", { class: "inside" },
       element("p", {}, (said.description ?? "").replaceAll("`", "")),
+      said.security?.length ? element("p", { class: "quiet" }, "Wants an API key: -H 'Authorization: Bearer KEY'.") : null,
       ...section("Try", example ? element("pre", {}, example) : null),
       ...section("Parameters", table(["name", "type", ""], parameters)),
       ...Object.entries(body).filter(([, part]) => part.schema?.format !== "binary").flatMap(([type, part]) => section(`Body: ${type}`, fields(part.schema, all))),

@@ -19,11 +19,20 @@ export function show(answer, record, files, search, why) {
   at("results").hidden = false;
 }
 
+function image(url, attributes) {
+  const node = element("img", attributes);
+  api.picture(url).then((found) => {
+    node.addEventListener("load", () => URL.revokeObjectURL(found), { once: true }); // does nothing to a plain address
+    node.src = found;
+  }, () => {});
+  return node;
+}
+
 // --- the query ---------------------------------------------------------------------------------------------------------
 
 function query(answer, record, files, redshift) {
   const asked = answer.query;
-  const image = asked.image ?? record?.previews.image;
+  const picture = asked.image ?? record?.previews.image;
   const facts = definitions([
     ["Asked with", asked.modalities.join(" + ")],
     ["File", files.map((file) => file.name).join("\n")],
@@ -35,7 +44,7 @@ function query(answer, record, files, redshift) {
     ]),
   ]);
   const body = element("div", { class: "query-body" },
-    image ? element("img", { class: "cutout", src: image, alt: "The query's image" }) : null,
+    picture ? image(picture, { class: "cutout", alt: "The query's image" }) : null,
     element("div", { class: "facts" }, facts));
   const box = element("div", {}, body);
   const draw = (spectrum) => box.append(
@@ -132,7 +141,7 @@ function searchNote(answer) {
 
 function card(hit, i, search, why) {
   const picture = hit.previews.image
-    ? element("img", { class: "cutout", src: hit.previews.image, alt: `Image of ${hit.object_id}`, loading: "lazy" })
+    ? image(hit.previews.image, { class: "cutout", alt: `Image of ${hit.object_id}`, loading: "lazy" })
     : element("div", { class: "none" }, "no image");
   const body = element("div", { class: "body" },
     element("button", { type: "button", class: "id", title: "Search with this object", onclick: () => search(hit.object_id) }, hit.object_id),
@@ -172,13 +181,14 @@ export function samples(objects, search) {
   const shown = objects.filter((o) => o.previews.image);
   at("samples").replaceChildren(...shown.map((o) =>
     element("button", { type: "button", "aria-label": `Search with ${o.object_id}`, title: o.object_id, onclick: () => search(o.object_id) },
-      element("img", { src: o.previews.image, alt: "" }))));
+      image(o.previews.image, { alt: "" }))));
   at("start").hidden = shown.length === 0;
 }
 
 export function problem(error) {
   const box = at("problem");
   box.hidden = error === null;
+  at("key").hidden = error?.status !== 401;
   if (error === null) return;
   at("results").hidden = true; // an old answer under a new error would be taken for the new one
   box.replaceChildren(error.message, error.requestId ? element("div", { class: "quiet" }, `Request ${error.requestId}`) : "");
