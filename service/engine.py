@@ -112,7 +112,9 @@ class Engine:
 
     def with_index(self, index: SurveyIndex) -> Engine:
         """The same model and workers over another index. Raises ProvenanceError."""
-        return Engine(self.embedder, index, self.settings, self.workers)
+        engine = Engine(self.embedder, index, self.settings, self.workers)
+        engine.started, engine._canary_vector = self.started, self._canary_vector
+        return engine
 
     def close(self) -> None:
         self.workers.close()
@@ -243,16 +245,21 @@ class Engine:
 
     # -- readiness -------------------------------------------------------------------------------------------------
 
-    async def check(self) -> None:
-        """Ask the model and the index a question with a known answer, unless they answered just now.
+    async def check(self, now: bool = False) -> None:
+        """Ask the model and the index a question with a known answer, unless they answered just now (and not `now`).
 
         The first answer is remembered; a later one that differs, or is no unit vector, means a sick device or damaged
-        memory. Raises NotReadyError.
+        memory, one that does not come within `ready_timeout_s` a worker that hangs. Raises NotReadyError.
         """
-        if time.monotonic() - self._canary_at < self.settings.canary_interval_s and self._canary_vector is not None:
+        problem = self.workers.problem()
+        if problem:
+            raise NotReadyError(f"The service does not work as it should: {problem}.")
+        recent = time.monotonic() - self._canary_at < self.settings.canary_interval_s
+        if not now and recent and self._canary_vector is not None:
             return
         try:
-            await self._ask_canary()
+            async with asyncio.timeout(self.settings.ready_timeout_s):
+                await self._ask_canary()
         except Exception as error:
             log.exception("the canary failed")
             raise NotReadyError(f"The model did not answer its known input ({type(error).__name__}).") from error
