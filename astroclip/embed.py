@@ -45,6 +45,12 @@ class Embedder:
                 f"The model was trained with preprocessing version {processor.preprocess_version}; this code has "
                 f"version {PREPROCESS_VERSION}. Install the matching release or re-export the model."
             )
+        wanted = AstroCLIPProcessor.for_model(model.config)
+        if (processor.images, processor.spectra) != (wanted.images, wanted.spectra):
+            raise ProvenanceError(
+                f"The model's preprocessor_config.json puts objects on {processor.images} and {processor.spectra}; its "
+                f"towers take {wanted.images} and {wanted.spectra}. Copy both files from the same model."
+            )
         self.device = _choose_device(device)
         self.dtype, self.dtype_reason = _choose_dtype(dtype, self.device)
         self.model = model.eval()
