@@ -252,17 +252,19 @@ class Engine:
         memory, one that does not come within `ready_timeout_s` a worker that hangs. Raises NotReadyError.
         """
         problem = self.workers.problem()
-        if problem:
-            raise NotReadyError(f"The service does not work as it should: {problem}.")
         recent = time.monotonic() - self._canary_at < self.settings.canary_interval_s
-        if not now and recent and self._canary_vector is not None:
+        if recent and not now and problem is None and self._canary_vector is not None:
             return
+        # A worker in trouble is asked at once: if it answers, its inputs were at fault, and it is well again.
         try:
             async with asyncio.timeout(self.settings.ready_timeout_s):
                 await self._ask_canary()
         except Exception as error:
             log.exception("the canary failed")
-            raise NotReadyError(f"The model did not answer its known input ({type(error).__name__}).") from error
+            trouble = f"; {problem}" if problem else ""
+            raise NotReadyError(
+                f"The model did not answer its known input ({type(error).__name__}{trouble})."
+            ) from error
         self._canary_at = time.monotonic()
 
     async def _ask_canary(self) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
+from survey import npy
 
 from service.app import make_app
 from service.engine import Engine
@@ -55,13 +56,43 @@ def test_a_worker_that_hangs_ends_readiness_in_time(fresh, settings, monkeypatch
         assert time.perf_counter() - start < 0.9
 
 
-def test_a_worker_that_failed_too_often_ends_readiness(fresh, settings, monkeypatch):
-    app = make_app(settings, fresh)
-    with TestClient(app) as client:
+def fail_often(client, engine, body):
+    for _ in range(engine.settings.max_worker_failures):
+        assert client.post("/v1/embed/image", content=body).status_code == 422
+    assert "failed in a row" in engine.workers.problem()
+
+
+def test_a_model_that_fails_ends_readiness_at_once_and_one_that_works_again_restores_it(
+    fresh, settings, galaxy, monkeypatch
+):
+    def broken(grids):
+        raise RuntimeError("device lost")
+
+    with TestClient(make_app(settings, fresh)) as client:
         assert client.get("/readyz").status_code == 200
-        monkeypatch.setattr(fresh.workers, "problem", lambda: "3 batches of inference failed in a row")
-        answer = client.get("/readyz")
-        assert answer.status_code == 503 and "failed in a row" in answer.json()["error"]["message"]
+        with monkeypatch.context() as patch:
+            patch.setattr(fresh.embedder, "encode", broken)
+            assert client.get("/readyz").status_code == 200  # it answered a moment ago
+            fail_often(client, fresh, npy(galaxy.pixels))
+            answer = client.get("/readyz")
+            assert answer.status_code == 503 and "failed in a row" in answer.json()["error"]["message"]
+        assert client.get("/readyz").status_code == 200
+
+
+def test_inputs_that_make_the_model_fail_do_not_end_readiness(fresh, settings, galaxy, monkeypatch):
+    """One client's three bad files in a quiet hour must not take the service off its balancer."""
+    real = fresh.embedder.encode
+
+    def picky(grids):
+        if hasattr(grids[0], "pixels"):
+            raise RuntimeError("no images today")
+        return real(grids)
+
+    with TestClient(make_app(settings, fresh)) as client:
+        monkeypatch.setattr(fresh.embedder, "encode", picky)
+        fail_often(client, fresh, npy(galaxy.pixels))
+        assert client.get("/readyz").status_code == 200
+        assert fresh.workers.problem() is None
 
 
 def test_what_is_cut_gets_503_and_what_has_begun_does_not(settings):
