@@ -62,9 +62,7 @@ def fail_often(client, engine, body):
     assert "failed in a row" in engine.workers.problem()
 
 
-def test_a_model_that_fails_ends_readiness_at_once_and_one_that_works_again_restores_it(
-    fresh, settings, galaxy, monkeypatch
-):
+def test_a_model_that_fails_ends_readiness_and_one_that_works_again_restores_it(fresh, settings, galaxy, monkeypatch):
     def broken(grids):
         raise RuntimeError("device lost")
 
