@@ -31,6 +31,7 @@ from index import BuildOptions, SurveyIndex, build_index
 from index.backends.faiss_file import faiss_module
 from training.evaluate.report import provenance, write_json
 
+SHORT = ("--flips", "60", "--others", "20")  # for a run of a minute or two
 SEED = 6
 BATCH = 50  # damages a child looks at: one that crashes is known to within so many, and then found
 OTHERS = ("truncate", "append", "insert", "remove", "exchange", "empty")

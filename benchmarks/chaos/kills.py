@@ -43,6 +43,7 @@ from index.backends.faiss_file import faiss_module
 from index.manifest import MANIFEST, sha256_file
 from training.evaluate.report import provenance, write_json
 
+SHORT = ("--points", "12", "--starts", "1")  # for a run of a minute or two
 KINDS = ("first", "rebuild", "append")
 OLD, NEW = 320, 40  # objects of the earlier version, and of what comes
 SEED = 5

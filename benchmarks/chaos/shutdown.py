@@ -37,6 +37,7 @@ from benchmarks.chaos.server import free_port
 from benchmarks.chaos.toy import parts, tiny_model
 from training.evaluate.report import provenance, write_json
 
+SHORT = ("--rounds", "6")  # for a run of a minute or two
 SEED = 8
 STEADY, FRESH, PAUSING = 8, 4, 8  # connections of each kind
 DELAYS = (0.0, 0.3)

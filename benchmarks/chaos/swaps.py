@@ -30,6 +30,7 @@ from benchmarks.chaos.server import free_port
 from benchmarks.chaos.toy import DIM, parts, tiny_model
 from training.evaluate.report import provenance, write_json
 
+SHORT = ("--swaps", "6")  # for a run of a minute or two
 SEED = 9
 CONNECTIONS = 6
 WARM = 10  # swaps before memory is first measured: caches and pools are full then
