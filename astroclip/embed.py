@@ -102,24 +102,24 @@ class Embedder:
             out[start : start + len(batch)] = self._encode_batch(batch)
         return out
 
+    def encode_arrays(self, *arrays: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The same of stacked grids: pixels (N, B, S, S), or flux and ivar (N, L), as one batch."""
+        tensors = [torch.from_numpy(array).to(self.device) for array in arrays]
+        autocast = torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16")
+        with torch.inference_mode(), autocast:
+            features = self.model.get_image_features if len(tensors) == 1 else self.model.get_spectrum_features
+            vectors = features(*tensors)
+        return vectors.float().cpu().numpy()
+
     def embed(self, items: Sequence[Image] | Sequence[Spectrum]) -> npt.NDArray[np.float32]:
         """`prepare` and `encode` in one call."""
         return self.encode([self.prepare(item) for item in items])  # type: ignore[arg-type]
 
     def _encode_batch(self, batch: Sequence[GridImage] | Sequence[GridSpectrum]) -> npt.NDArray[np.float32]:
-        def tensor(arrays: list[npt.NDArray[np.float32]]) -> torch.Tensor:
-            return torch.from_numpy(np.stack(arrays)).to(self.device)
-
-        autocast = torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16")
-        with torch.inference_mode(), autocast:
-            if isinstance(batch[0], GridImage):
-                vectors = self.model.get_image_features(tensor([b.pixels for b in batch]))  # type: ignore[union-attr]
-            else:
-                vectors = self.model.get_spectrum_features(
-                    tensor([b.flux for b in batch]),  # type: ignore[union-attr]
-                    tensor([b.ivar for b in batch]),  # type: ignore[union-attr]
-                )
-        return vectors.float().cpu().numpy()
+        if isinstance(batch[0], GridImage):
+            return self.encode_arrays(np.stack([b.pixels for b in batch]))  # type: ignore[union-attr]
+        flux, ivar = ([getattr(b, name) for b in batch] for name in ("flux", "ivar"))
+        return self.encode_arrays(np.stack(flux), np.stack(ivar))
 
 
 def _choose_device(device: str) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -50,7 +51,8 @@ def make_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         own = app.state.engine is None  # not the engine itself: its index may be replaced, and is to be freed then
         if own:
-            app.state.engine = await asyncio.to_thread(Engine.load, settings, metrics)
+            load = partial(Engine.load, settings, metrics, apart=settings.model_process)
+            app.state.engine = await asyncio.to_thread(load)
         index = app.state.engine.index
         metrics.serving(index.index_id, index.manifest_sha256, index.model_sha256, len(index))
         log.info("serving index %s: %d objects", index.index_id, len(index), extra=_identity(app.state.engine))

@@ -133,7 +133,7 @@ def demo(
     from service.settings import DEMO_INDEX, DEMO_MODEL, Settings
 
     settings = Settings(index_dir=DEMO_INDEX, model_dir=DEMO_MODEL, host=host, port=port, device=device)
-    app = _load(settings)
+    app = _load(settings, apart=settings.model_process)
     engine = app.state.engine
     what = f"{len(engine.index):,} simulated galaxies, model {engine.embedder.model_id} on {engine.embedder.device}."
     del engine  # the application alone keeps it, as its index may be replaced
@@ -149,7 +149,7 @@ def serve(
 ) -> None:
     """Serve an index. Every setting can also be given in the environment as ASTROCLIP_<NAME>."""
     settings = _settings(index, model, host=host, port=port, device=device)
-    app = _load(settings)
+    app = _load(settings, apart=settings.model_process)
     engine = app.state.engine
     what = f"{engine.index.manifest.survey}: {len(engine.index):,} objects, model {engine.embedder.model_id}."
     del engine  # the application alone keeps it, as its index may be replaced
@@ -163,14 +163,14 @@ def _settings(index: Path | None, model: Path | None, **others: Any) -> Settings
     return Settings(**{name: value for name, value in given.items() if value is not None})
 
 
-def _load(settings: Settings) -> FastAPI:
+def _load(settings: Settings, *, apart: bool = False) -> FastAPI:
     """The application, its engine loaded before the server starts: what cannot be served ends with a message and exit
     code 2. Nobody else keeps the engine, whose index may be replaced and is to be freed then."""
     from service.app import make_app
     from service.engine import Engine
 
     _quiet_loading()
-    return make_app(settings, Engine.load(settings))
+    return make_app(settings, Engine.load(settings, apart=apart))
 
 
 def _quiet_loading() -> None:

@@ -35,6 +35,7 @@ from astroclip.io import read_images, read_spectra
 from astroclip.types import Image, Modality, Spectrum
 from service.canary import canary
 from service.metrics import Metrics
+from service.model_process import ModelDied, RemoteEmbedder
 from service.searching import within
 from service.settings import Settings
 from service.trace import Trace
@@ -88,7 +89,11 @@ class Engine:
     """
 
     def __init__(
-        self, embedder: Embedder, index: SurveyIndex, settings: Settings, workers: Workers | None = None
+        self,
+        embedder: Embedder | RemoteEmbedder,
+        index: SurveyIndex,
+        settings: Settings,
+        workers: Workers | None = None,
     ) -> None:
         _check_provenance(embedder, index)
         self.embedder, self.index, self.settings = embedder, index, settings
@@ -99,16 +104,27 @@ class Engine:
         self._canary_at = 0.0
 
     @classmethod
-    def load(cls, settings: Settings, metrics: Metrics | None = None) -> Engine:
-        """Model and index from disk. Raises InputError, IndexFileError, ProvenanceError."""
+    def load(cls, settings: Settings, metrics: Metrics | None = None, *, apart: bool = False) -> Engine:
+        """Model and index from disk; apart: the model in a process of its own (`service.model_process`), which is for
+        servers. Raises InputError, IndexFileError, ProvenanceError."""
         from astroclip.embed import Embedder
 
-        index = open_index(settings)
-        embedder = Embedder.from_pretrained(
-            settings.model_dir, device=settings.device, dtype=settings.dtype, batch_size=settings.encode_batch
-        )
-        _check_provenance(embedder, index)  # before threads are started for them
-        return cls(embedder, index, settings, Workers(settings, metrics))
+        metrics = metrics or Metrics()
+        if not apart:
+            index = open_index(settings)
+            embedder = Embedder.from_pretrained(
+                settings.model_dir, device=settings.device, dtype=settings.dtype, batch_size=settings.encode_batch
+            )
+            _check_provenance(embedder, index)  # before threads are started for them
+            return cls(embedder, index, settings, Workers(settings, metrics))
+        remote = RemoteEmbedder(settings, partial(metrics.failure, "inference", "restart"))
+        try:
+            index = open_index(settings)  # while the other process loads the model
+            _check_provenance(remote.wait(), index)
+            return cls(remote, index, settings, Workers(settings, metrics))
+        except BaseException:
+            remote.close()
+            raise
 
     def with_index(self, index: SurveyIndex) -> Engine:
         """The same model and workers over another index. Raises ProvenanceError."""
@@ -118,6 +134,8 @@ class Engine:
 
     def close(self) -> None:
         self.workers.close()
+        if isinstance(self.embedder, RemoteEmbedder):
+            self.embedder.close()
 
     # -- what every answer carries ---------------------------------------------------------------------------------
 
@@ -199,6 +217,12 @@ class Engine:
             vector, error = next(vectors) if p.grid is not None else None, p.error
             if isinstance(vector, OverloadError | NotReadyError):
                 raise vector
+            if isinstance(vector, ModelDied):
+                raise NotReadyError(
+                    "The model's process ended while it was at this request; another is being started. Try again in a "
+                    "few seconds.",
+                    code="model_restarted",
+                ) from vector
             if isinstance(vector, BaseException) or (vector is not None and not np.all(np.isfinite(vector))):
                 if not isinstance(vector, BaseException):  # which the worker counted
                     self.workers.metrics.nonfinite(p.modality)
@@ -291,7 +315,7 @@ def open_index(settings: Settings) -> SurveyIndex:
     return index
 
 
-def _check_provenance(embedder: Embedder, index: SurveyIndex) -> None:
+def _check_provenance(embedder: Embedder | RemoteEmbedder, index: SurveyIndex) -> None:
     """Vectors of two models lie in unrelated spaces; searching one with the other gives plausible nonsense."""
     pairs = (
         ("model sha256", embedder.model_sha256, index.model_sha256),

@@ -44,6 +44,11 @@ class Settings(BaseSettings):
     dtype: str = Field(default="auto", description="Arithmetic of the model: auto takes what the device does best.")
     encode_batch: int = Field(default=64, ge=1, le=4096, description="Items per forward pass; 64 fits every device.")
 
+    model_process: bool = Field(
+        default=True,
+        description="The model runs in a process of its own: what kills it does not kill the service, and it does not "
+        "wait for Python's lock beside threads that read and answer. It takes some 300 MB more, for torch twice.",
+    )
     torch_threads: int = Field(
         default=0,
         ge=0,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ import torch
 
 from service.batcher import Batcher
 from service.metrics import Metrics
+from service.model_process import torch_threads
 from service.quarantine import Quarantine
 from service.searching import answer_together
 from service.settings import Settings
@@ -54,7 +54,7 @@ class Workers:
             self.metrics,
             max_batch=settings.encode_batch,
             window_s=settings.batch_window_s,
-            prepare=partial(torch.set_num_threads, settings.torch_threads or max(1, len(os.sched_getaffinity(0)) - 1)),
+            prepare=partial(torch.set_num_threads, torch_threads(settings)),
             culprit=self.quarantine.add,
             **common,
         )

@@ -29,7 +29,7 @@ def index_dir(tmp_path_factory: pytest.TempPathFactory, tiny_embedder) -> Path: 
 @pytest.fixture(scope="session")
 def settings(index_dir: Path, tiny_model_dir: Path) -> Settings:
     # Tests ask faster than people do; those of the rates set them.
-    return Settings(index_dir=index_dir, model_dir=tiny_model_dir, max_k=100, max_rate_per_s=0)
+    return Settings(index_dir=index_dir, model_dir=tiny_model_dir, max_k=100, max_rate_per_s=0, model_process=False)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,12 +77,7 @@ class AstroCLIPModel(PreTrainedModel):
     def require(self, modality: Modality) -> None:
         """Raise InputError where the model has no tower for `modality`."""
         if self.tower(modality) is None:
-            raise InputError(
-                f"The model {self.config.model_name} embeds {' and '.join(self.modalities)} only; found: {modality}. "
-                "Use a model with both towers, such as astroclip-v2 or the demo model.",
-                code="no_tower",
-                field=modality,
-            )
+            raise no_tower(self.config.model_name, self.modalities, modality)
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(N, B, S, S) float32 nanomaggies on the image grid -> (N, D) float32 unit vectors."""
@@ -129,3 +125,13 @@ def _tower(config: AnyImageTower | AnySpectrumTower | None, projection_dim: int)
     if isinstance(config, MocoTowerConfig):
         return MocoTower(config)
     return SpecFormerTower(config)
+
+
+def no_tower(model_id: str, has: Sequence[Modality], found: Modality) -> InputError:
+    """What to say where a model has no tower for `found`."""
+    return InputError(
+        f"The model {model_id} embeds {' and '.join(has)} only; found: {found}. Use a model with both towers, such as "
+        "astroclip-v2 or the demo model.",
+        code="no_tower",
+        field=found,
+    )

@@ -1,0 +1,133 @@
+"""The model in a process of its own: the same vectors, and nothing that happens to it happens to the service."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+from survey import npy
+
+from astroclip.errors import InputError
+from service.app import make_app
+from service.canary import canary
+from service.engine import Engine
+from service.model_process import ModelDied, RemoteEmbedder
+
+
+@pytest.fixture(scope="module")
+def restarts():
+    return []
+
+
+@pytest.fixture(scope="module")
+def remote(settings, restarts):
+    embedder = RemoteEmbedder(settings, lambda: restarts.append(1))
+    yield embedder.wait()
+    embedder.close()
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] != "Z"
+
+
+def ends(pid, seconds=10.0):
+    end = time.monotonic() + seconds
+    while alive(pid):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.parametrize("modality", ["image", "spectrum"])
+@pytest.mark.parametrize("count", [1, 5])
+def test_vectors_are_those_of_the_model_here(remote, tiny_embedder, modality, count):
+    grids = [remote.prepare(canary(modality))] * count
+    found = remote.encode(grids)
+    assert found.shape == (count, tiny_embedder.dim) and found.dtype == np.float32
+    np.testing.assert_allclose(found, tiny_embedder.encode(grids), atol=1e-6)
+
+
+def test_it_describes_itself_as_the_embedder_does(remote, tiny_embedder):
+    for name in ("model_id", "model_sha256", "preprocess_version", "dim", "modalities", "image_grid", "spectrum_grid"):
+        assert getattr(remote, name) == getattr(tiny_embedder, name)
+    with pytest.raises(AttributeError):
+        _ = remote._nothing
+    assert remote.encode([]).shape == (0, tiny_embedder.dim)
+
+
+def test_what_raises_there_raises_here_and_the_process_stays(remote, restarts):
+    grid, pid = remote.prepare(canary("spectrum")), remote.pid
+    wrong = replace(grid, flux=grid.flux[:100], ivar=grid.ivar[:100])
+    with pytest.raises(RuntimeError, match="Error"):
+        remote.encode([wrong])
+    assert remote.pid == pid and not restarts
+    assert np.isfinite(remote.encode([grid])).all()
+
+
+def test_a_process_that_is_killed_is_replaced(remote, restarts):
+    grid, pid = remote.prepare(canary("spectrum")), remote.pid
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ModelDied, match="process ended"):
+        remote.encode([grid])
+    assert remote.pid != pid and restarts.pop() and not restarts
+    assert np.isfinite(remote.encode([grid])).all()
+
+
+def test_a_pass_that_hangs_ends_with_its_process(remote, restarts, monkeypatch):
+    grid, pid = remote.prepare(canary("spectrum")), remote.pid
+    monkeypatch.setattr(remote, "_settings", remote._settings.model_copy(update={"stuck_after_s": 0.2}))
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(ModelDied, match=r"no answer in 0\.2 s"):
+        remote.encode([grid])
+    assert ends(pid) and restarts.pop()
+    monkeypatch.undo()
+    assert np.isfinite(remote.encode([grid])).all()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_the_services_signals_are_not_its_own(remote, number):
+    pid = remote.pid
+    os.kill(pid, number)
+    assert np.isfinite(remote.encode([remote.prepare(canary("spectrum"))])).all() and remote.pid == pid
+
+
+def test_a_model_that_cannot_be_loaded_says_so(settings, tmp_path):
+    broken = RemoteEmbedder(settings.model_copy(update={"model_dir": tmp_path}))
+    with pytest.raises(InputError, match="holds no model.safetensors"):
+        broken.wait()
+    pid = broken.pid
+    broken.close()
+    assert ends(pid)
+
+
+def test_the_service_goes_on_when_the_process_is_killed(settings, galaxy):
+    """One answer is lost, health says so for a moment, the next request is served, and the end leaves nobody behind."""
+    engine = Engine.load(settings, apart=True)
+    try:
+        with TestClient(make_app(settings, engine)) as client:
+            body = npy(galaxy.pixels)
+            first = client.post("/v1/embed/image", content=body).json()["items"][0]["embedding"]
+            pid = engine.embedder.pid
+            os.kill(pid, signal.SIGKILL)
+            lost = client.post("/v1/embed/image", content=body)
+            assert lost.status_code == 503 and lost.json()["error"]["code"] == "model_restarted"
+            assert lost.headers["retry-after"]
+            again = client.post("/v1/embed/image", content=body).json()["items"][0]["embedding"]
+            np.testing.assert_allclose(again, first, atol=1e-6)
+            assert client.get("/readyz").status_code == 200
+            text = client.get("/metrics").text
+            assert 'astroclip_worker_failures_total{what="restart",worker="inference"} 1.0' in text
+            pid = engine.embedder.pid
+    finally:
+        engine.close()
+    assert ends(pid)
