@@ -5,7 +5,8 @@
 `mutations` makes the cases. Most go straight into the ASGI application, in child processes that keep the cases at
 work in a mapped file: when one dies, the parent finds the culprits there, keeps them (--keep), and starts the next.
 --wire sends further ones over HTTP to a real server. Memory is the resident set after a collection and a trim of
-malloc's heap; it may grow by 50 MB between the end of the warm-up (the first tenth) and the end.
+malloc's heap; it may grow by 50 MB between the end of the warm-up (the largest files the service takes, then the first
+tenth) and the end.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos.campaign import SEED, UNBOUNDED, mark, parser, report
-from benchmarks.chaos.mutations import Case, cases
+from benchmarks.chaos.mutations import Case, cases, largest
 from benchmarks.chaos.server import ROOT, Server
 
 __all__ = ["fault", "main", "ask"]
@@ -222,6 +223,10 @@ async def campaign(app: Any, arguments: argparse.Namespace, room: mmap.mmap) -> 
             if len(slowest) > 500:
                 slowest[:] = heapq.nlargest(10, slowest, key=lambda n: n["seconds"])
 
+    for case in largest():  # what the service needs at most belongs to its warm-up
+        status, _, body = await ask(app, case)
+        if status != 200:
+            raise RuntimeError(f"{case.origin} was answered {status}: {body[:200]!r}")
     curve = []
     for tenth in range(1, 11):
         await asyncio.gather(*(lane(i, arguments.count * tenth // 10) for i in range(LANES)))

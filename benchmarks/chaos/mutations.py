@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Case", "cases", "seeds"]
+__all__ = ["Case", "cases", "largest", "seeds"]
 
 BOUNDARY = "----campaign"
 TYPES = {
@@ -139,6 +139,21 @@ def seeds() -> dict[str, Seed]:
     return found
 
 
+def largest() -> list[Case]:
+    """Good files of the size a service has to bear: many objects, and many pixels."""
+    rng = np.random.default_rng(2)
+    wave = np.linspace(3600, 9800, 5000)
+    images = np.stack([_galaxy(rng, 128) for _ in range(128)])
+    picture = rng.integers(0, 255, (3000, 3000, 3), dtype=np.uint8)
+    found = {
+        "many images": (TYPES["npy"], "/v1/embed/image", _npy(images)),
+        "many spectra": (TYPES["fits"], "/v1/embed/spectrum", _vectors(wave, rng, 128)),
+        "a large picture": (TYPES["jpeg"], "/v1/embed/image", _picture(picture, "JPEG")),
+        "a large image": (TYPES["fits"], "/v1/embed/image", _cutout(_galaxy(rng, 1500))),
+    }
+    return [Case(path, "", kind, body, name) for name, (kind, path, body) in found.items()]
+
+
 def _requests() -> list[tuple[str, dict[str, Any]]]:
     here = {"object_id": "sim-00000042"}
     vector = {"vector": [0.1] * 128, "modality": "image"}
@@ -203,16 +218,16 @@ def _table(wave: np.ndarray, flux: np.ndarray) -> bytes:
     return _fits(fits.PrimaryHDU(), fits.BinTableHDU.from_columns(columns))
 
 
-def _vectors(wave: np.ndarray, rng: np.random.Generator) -> bytes:
+def _vectors(wave: np.ndarray, rng: np.random.Generator, rows: int = 3) -> bytes:
     from astropy.io import fits
 
-    many = np.tile(wave, (3, 1))
+    many = np.tile(wave, (rows, 1))
     columns = [
         fits.Column("WAVELENGTH", f"{wave.size}E", unit="Angstrom", array=many),
         fits.Column("FLUX", f"{wave.size}E", array=5 + rng.normal(0, 1, many.shape)),
         fits.Column("IVAR", f"{wave.size}E", array=np.ones(many.shape)),
-        fits.Column("TARGETID", "K", array=np.arange(3)),
-        fits.Column("RA", "D", array=np.arange(3.0)),
+        fits.Column("TARGETID", "K", array=np.arange(rows)),
+        fits.Column("RA", "D", array=np.arange(float(rows))),
     ]
     return _fits(fits.PrimaryHDU(), fits.BinTableHDU.from_columns(columns))
 
