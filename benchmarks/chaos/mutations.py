@@ -25,6 +25,7 @@ import numpy as np
 
 __all__ = ["Case", "cases", "largest", "seeds"]
 
+IDS = ("sim-00000042", "sim-00000043", "sim-00000001", "sim-00000002")  # objects of the index, unless told otherwise
 BOUNDARY = "----campaign"
 TYPES = {
     "fits": "application/fits",
@@ -104,8 +105,9 @@ class Seed:
 
 
 @lru_cache
-def seeds() -> dict[str, Seed]:
-    """Small files of every kind the service reads, and requests, all of them good."""
+def seeds(ids: tuple[str, ...] = IDS, dim: int = 128) -> dict[str, Seed]:
+    """Small files of every kind the service reads, and requests, all of them good for an index of `dim` dimensions that
+    has the objects `ids` (four)."""
     rng = np.random.default_rng(1)
     images, spectra = "/v1/embed/image", "/v1/embed/spectrum"
     wave = np.linspace(3600, 9800, 400)
@@ -134,13 +136,13 @@ def seeds() -> dict[str, Seed]:
         "csv": Seed("csv", spectra, _csv(wave, flux)),
         "ecsv": Seed("csv", spectra, _ecsv(wave, flux)),
     }
-    for i, (path, request) in enumerate(_requests()):
+    for i, (path, request) in enumerate(_requests(ids, dim)):
         found[f"json {i}"] = Seed("json", path, json.dumps(request).encode())
     return found
 
 
-def largest() -> list[Case]:
-    """Good files of the size a service has to bear: many objects, and many pixels."""
+def largest(ids: tuple[str, ...], dim: int) -> list[Case]:
+    """Good files of the size a service has to bear, many objects and many pixels, and the seeds as they are."""
     rng = np.random.default_rng(2)
     wave = np.linspace(3600, 9800, 5000)
     images = np.stack([_galaxy(rng, 128) for _ in range(128)])
@@ -151,12 +153,13 @@ def largest() -> list[Case]:
         "a large picture": (TYPES["jpeg"], "/v1/embed/image", _picture(picture, "JPEG")),
         "a large image": (TYPES["fits"], "/v1/embed/image", _cutout(_galaxy(rng, 1500))),
     }
-    return [Case(path, "", kind, body, name) for name, (kind, path, body) in found.items()]
+    files = [Case(path, "", kind, body, name) for name, (kind, path, body) in found.items()]
+    return [*files, *(Case(seed.path, "", TYPES[seed.kind], seed.body, name) for name, seed in seeds(ids, dim).items())]
 
 
-def _requests() -> list[tuple[str, dict[str, Any]]]:
-    here = {"object_id": "sim-00000042"}
-    vector = {"vector": [0.1] * 128, "modality": "image"}
+def _requests(ids: tuple[str, ...], dim: int) -> list[tuple[str, dict[str, Any]]]:
+    here = {"object_id": ids[0]}
+    vector = {"vector": [0.1] * dim, "modality": "image"}
     return [
         ("/v1/search", {"query": here, "k": 5, "target": "either", "columns": ["ra", "redshift"],
         "score_threshold": 0.1}),
@@ -164,10 +167,10 @@ def _requests() -> list[tuple[str, dict[str, Any]]]:
             {"not": {"cone": {"ra": 180, "dec": 0, "radius_deg": 1}}}, {"or": [{"box": {"ra": [350, 200], "dec": [-5,
             5]}},
             {"polygon": [[170, -5], [190, -5], [180, 8]]}, {"moc": "5/8-10 6/44"}, {"moc": {"3": [1, 2]}},
-            {"column": "object_id", "in": ["sim-00000001", "sim-00000002"]}]}]}}),
-        ("/v1/search", {"query": {"position": {"ra": "12:00:00", "dec": "-00:12:00", "radius_arcsec": 3600}}, "k": 2}),
+            {"column": "object_id", "in": [*ids[2:]]}]}]}}),
+        ("/v1/search", {"query": {"object_id": ids[3], "modality": "both"}, "k": 2}),
         ("/v1/search", {"query": {"combine": {"positive": [here, {"combine": {"positive": [vector]}}],
-            "negative": [{"object_id": "sim-00000043"}], "weights": [1, 2], "strategy": "average"}},
+            "negative": [{"object_id": ids[1]}], "weights": [1, 2], "strategy": "average"}},
             "exclude_arcsec": 10, "fuse": {"image": 1, "spectrum": 2}, "order": "least_similar"}),
         ("/v1/estimate", {"query": here, "properties": ["redshift"], "coverage": 0.9, "method": "knn", "density": 20}),
         ("/v1/estimate", {"query": here, "k": 8, "method": "head", "density": True, "preview": True}),
@@ -307,13 +310,14 @@ def _ecsv(wave: np.ndarray, flux: np.ndarray) -> bytes:
 # --- what is done to them ---
 
 
-def cases(seed: int, count: int) -> Iterator[Case]:
+def cases(seed: int, count: int, ids: tuple[str, ...] = IDS, dim: int = 128) -> Iterator[Case]:
     """`count` cases; the same for the same seed."""
     rng = random.Random(seed)
-    names = sorted(seeds())
+    grounds = seeds(ids, dim)
+    names = sorted(grounds)
     for _ in range(count):
         name = rng.choice(names)
-        start = seeds()[name]
+        start = grounds[name]
         body = start.body
         for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4))):
             change = rng.choice(_CHANGES[start.kind]) if rng.random() < 0.7 else rng.choice(_BYTES)
