@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from astroclip.errors import InputError, ProvenanceError
-from astroclip.models import AstroCLIPModel, AstroCLIPProcessor
+from astroclip.models import AstroCLIPConfig, AstroCLIPModel, AstroCLIPProcessor
 from astroclip.preprocess import PREPROCESS_VERSION, GridImage, GridSpectrum, image_to_grid, spectrum_to_grid
 from astroclip.types import Image, Modality, Spectrum
 
@@ -44,6 +45,12 @@ class Embedder:
             raise ProvenanceError(
                 f"The model was trained with preprocessing version {processor.preprocess_version}; this code has "
                 f"version {PREPROCESS_VERSION}. Install the matching release or re-export the model."
+            )
+        wanted = AstroCLIPProcessor.for_model(cast(AstroCLIPConfig, model.config))
+        if (processor.images, processor.spectra) != (wanted.images, wanted.spectra):
+            raise ProvenanceError(
+                f"The model's preprocessor_config.json puts objects on {processor.images} and {processor.spectra}; its "
+                f"towers take {wanted.images} and {wanted.spectra}. Copy both files from the same model."
             )
         self.device = _choose_device(device)
         self.dtype, self.dtype_reason = _choose_dtype(dtype, self.device)

@@ -17,7 +17,16 @@ from typing import Any
 
 from astroclip.errors import IndexFileError
 
-__all__ = ["FORMAT_VERSION", "MANIFEST", "FileEntry", "Manifest", "check_files", "file_entry", "sha256_file"]
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "FileEntry",
+    "Manifest",
+    "check_files",
+    "file_entry",
+    "file_stamps",
+    "sha256_file",
+]
 
 FORMAT_VERSION = 3  # 2: `heads`. 3: recall by kind and share of a filter. Earlier ones are still read
 _READ = range(1, FORMAT_VERSION + 1)
@@ -148,6 +157,23 @@ def check_files(folder: Path, manifest: Manifest, names: Iterable[str] | None = 
             raise _damaged(name, f"cannot be read ({error.strerror})", f"{entry.bytes} bytes") from error
         if found != entry.sha256:
             raise _damaged(name, f"has SHA-256 {found[:16]}...", f"{entry.sha256[:16]}... as in the manifest")
+
+
+def file_stamps(folder: Path, manifest: Manifest) -> dict[str, tuple[int, ...] | None]:
+    """Identity, size and times of every file, the manifest's too; a file that is not there has None.
+
+    Files are hashed first and read after that. Where these are the same before the one and after the other, what was
+    read is what was hashed: a directory copied over, or replaced, meanwhile shows. (Nobody who may write into the
+    directory is kept from lying about times; checksums are against accidents, and against files from elsewhere.)
+    """
+    stamps: dict[str, tuple[int, ...] | None] = {}
+    for name in (MANIFEST, *manifest.files):
+        try:
+            found = (folder / name).stat()
+            stamps[name] = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        except OSError:
+            stamps[name] = None
+    return stamps
 
 
 def _canonical(record: Mapping[str, Any]) -> bytes:

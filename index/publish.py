@@ -57,7 +57,7 @@ def staging(root: Path) -> Iterator[Path]:
 def publish(root: Path, folder: Path, name: str, keep: int = KEEP) -> Path:
     """Make the staged `folder` the current version under `name`; older than the newest `keep` are removed."""
     _sync_tree(folder)
-    final = root / "versions" / name
+    final, before = root / "versions" / name, (root / "CURRENT").resolve()
     if final.exists():  # renamed by a builder that died before it could swap CURRENT
         shutil.rmtree(final)
     os.rename(folder, final)
@@ -69,7 +69,10 @@ def publish(root: Path, folder: Path, name: str, keep: int = KEEP) -> Path:
         if link.is_symlink() and not link.exists():
             link.unlink()  # a file that the new version does not have
     _sync(root)
-    old = sorted(path for path in final.parent.iterdir() if path.is_dir() and path != final)
+    old = [path for path in final.parent.iterdir() if path.is_dir() and path != final]
+    # The newest are kept, and before all the one that was current: a builder that died may have left a newer one that
+    # never was, and a server may still be opening the one that was.
+    old.sort(key=lambda path: (path.resolve() == before, path.name))
     for path in old[: max(0, len(old) - (keep - 1))]:
         shutil.rmtree(path, ignore_errors=True)
     return final

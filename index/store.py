@@ -27,7 +27,7 @@ from index.head_build import BOTH
 from index.head_files import read_head
 from index.heads import DensityHead
 from index.knn_files import KnnCalibration, read_knn
-from index.manifest import MANIFEST, Manifest, check_files
+from index.manifest import MANIFEST, Manifest, check_files, file_stamps
 from index.planner import MeasuredSearch
 from index.previews import Previews
 from index.table_search import Ask, Found, Order, TableSearch
@@ -172,16 +172,27 @@ class SurveyIndex:
         """
         folder = resolve(path)
         manifest, sha256 = Manifest.read(folder)
+        before = file_stamps(folder, manifest)
         check_files(folder, manifest, hash=verify)
         if not verify:
             check_files(folder, manifest, [name for name in manifest.files if name.endswith(".faiss")])
         try:
-            return cls(folder, manifest, sha256, exact, device)
+            index = cls(folder, manifest, sha256, exact, device)
         except (KeyError, TypeError) as error:
             raise IndexFileError(
                 f"index file {MANIFEST} lacks an entry ({error!r}); wanted a manifest as written; rebuild the index",
                 field=MANIFEST,
             ) from error
+        after = file_stamps(folder, manifest)
+        changed = next((name for name in after if before[name] != after[name]), None)
+        if changed is not None:
+            raise IndexFileError(
+                f"index file {changed} changed while the index was being opened; wanted a directory that nobody writes "
+                "into; publish with `astroclip index build`, and open it again",
+                code="index_changed",
+                field=changed,
+            )
+        return index
 
     # -- what it is ----------------------------------------------------------------------------------------------
 

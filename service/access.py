@@ -26,7 +26,7 @@ from service.keys import Key, KeyRing
 from service.settings import Settings
 from service.trace import Trace
 
-__all__ = ["Access", "cross_origin", "declare_keys", "key_of", "needed_scope", "path_of"]
+__all__ = ["ADMIN", "Access", "cross_origin", "declare_keys", "key_of", "needed_scope", "path_of"]
 
 OPEN = frozenset({"/", "/docs", "/openapi.json", "/livez", "/readyz"})
 PAGE = "/page/"

@@ -20,6 +20,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from astroclip.errors import InputError, OverloadError
+from service.access import ADMIN, path_of
 from service.errors import from_astroclip
 from service.settings import Settings
 from service.trace import Trace
@@ -33,7 +34,8 @@ _NEWEST = 0.05  # weight of the newest request in the mean number of objects
 
 
 class Admission:
-    """ASGI middleware, see the module. Requests that are no POST are cheap and always let in."""
+    """ASGI middleware, see the module. Requests that are no POST are cheap and always let in; so are admin calls, which
+    are what an operator has when nothing else is."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app, self.settings = app, settings
@@ -42,7 +44,7 @@ class Admission:
         self.objects = 1.0  # that a request brings, on the average
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["method"] != "POST" or path_of(scope).startswith(ADMIN):
             await self.app(scope, receive, send)
             return
         trace: Trace = scope["state"]["trace"]

@@ -16,11 +16,13 @@ from service.access import Access, cross_origin
 from service.admission import Admission
 from service.engine import Engine
 from service.keys import KeyRing
+from service.life import Drain, Life, warm_up
 from service.limits import BodyLimit
 from service.metrics import Metrics
 from service.rates import Rates
 from service.routes import ROUTERS
 from service.settings import Settings
+from service.swap import Swapper
 from service.telemetry import Telemetry, open_telemetry
 from service.trace import TraceMiddleware
 from service.unread import UnreadBody
@@ -46,16 +48,19 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        own = None
-        if app.state.engine is None:
-            own = app.state.engine = await asyncio.to_thread(Engine.load, settings, metrics)
+        own = app.state.engine is None  # not the engine itself: its index may be replaced, and is to be freed then
+        if own:
+            app.state.engine = await asyncio.to_thread(Engine.load, settings, metrics)
         index = app.state.engine.index
         metrics.serving(index.index_id, index.manifest_sha256, index.model_sha256, len(index))
         log.info("serving index %s: %d objects", index.index_id, len(index), extra=_identity(app.state.engine))
-        await app.state.engine.check()
+        del index
+        await warm_up(app.state.engine)
+        app.state.swapper.start()
         yield
-        if own is not None:
-            await asyncio.to_thread(own.close)
+        await app.state.swapper.stop()
+        if own:
+            await asyncio.to_thread(app.state.engine.close)
         await asyncio.to_thread(telemetry.close)
 
     app = FastAPI(
@@ -71,6 +76,7 @@ def make_app(
     app.state.settings = settings
     app.state.engine = engine
     app.state.metrics = metrics
+    app.state.life, app.state.swapper = Life(), Swapper(app, settings)
     errors.install(app)
     openapi.install(app)
     for router in ROUTERS:
@@ -88,6 +94,7 @@ def make_app(
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, **cross_origin(settings.cors_origins))
     app.add_middleware(UnreadBody, max_bytes=settings.max_body_bytes)
+    app.add_middleware(Drain, life=app.state.life)
     ended = (logs.access,) if settings.access_log else ()
     routes = [route for router in ROUTERS for route in router.routes]
     app.add_middleware(TraceMiddleware, metrics=metrics, telemetry=telemetry, routes=routes, ended=ended)

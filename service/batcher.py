@@ -185,6 +185,7 @@ class Batcher(Generic[Item, Result]):
                 self._prepare()
                 while jobs := self._next():
                     self._do(number, jobs)
+                    jobs.clear()  # else an idle thread would keep the last batch's index alive
                 return
             except BaseException:
                 self._metrics.failure(self.name, "restart")

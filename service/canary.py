@@ -1,14 +1,22 @@
-"""The known inputs of the readiness check: made of arithmetic, so that they need no file and never change."""
+"""Questions with known answers: to the model, inputs made of arithmetic, which need no file and never change; to an
+index, its own objects, which must find themselves."""
 
 from __future__ import annotations
 
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from astroclip.types import Image, Modality, Spectrum
+from astroclip.errors import IndexFileError
+from astroclip.types import MODALITIES, Image, Modality, Spectrum
 
-__all__ = ["canary", "canary_image", "canary_spectrum"]
+if TYPE_CHECKING:
+    from index import SurveyIndex
+
+__all__ = ["canary", "canary_image", "canary_spectrum", "find_themselves"]
+
+_ASKED = 16  # objects of each modality: a broken table fails the first, a file of backends mixed up most of them
 
 
 def canary(modality: Modality) -> Image | Spectrum:
@@ -35,3 +43,30 @@ def canary_spectrum() -> Spectrum:
         flux = flux + height * np.exp(-0.5 * ((rest - line) / 2.0) ** 2)
     ivar = np.full(wave.size, 4.0, np.float32)
     return Spectrum(wave, flux.astype(np.float32), ivar, np.zeros(wave.size, bool))
+
+
+def find_themselves(index: SurveyIndex) -> None:
+    """Some objects of each modality are looked up by their own vectors. Raises IndexFileError (`canary_failed`).
+
+    Exact search must find every one; what the planner chooses, which may be a graph, at least half. One that shares its
+    vector with others need not come first: its score counts.
+    """
+    for modality in MODALITIES:
+        table = index.tables[modality]
+        slots = np.unique(np.linspace(0, len(table) - 1, min(_ASKED, len(table))).astype(np.int64))
+        if not len(slots):
+            continue
+        queries = table.take(slots)
+        for mode, least in (("exact", len(slots)), (None, (len(slots) + 1) // 2)):
+            hits, _ = index.search(queries, target=modality, k=1, query_modality=modality, mode=mode)
+            found = sum(bool(len(hit)) and float(hit.scores[0]) > 1.0 - 1e-3 for hit in hits)
+            rows = sum(
+                bool(len(hit)) and int(hit.rows[0]) == int(table.rows[s]) for hit, s in zip(hits, slots, strict=True)
+            )
+            if found < least or not rows:
+                raise IndexFileError(
+                    f"index {index.index_id!r}: {found} of {len(slots)} of its own objects were found by their "
+                    f"{modality} vectors ({mode or 'as planned'}); wanted {least} or more; rebuild the index",
+                    code="canary_failed",
+                    field=f"vectors-{modality}.npy",
+                )

@@ -23,8 +23,8 @@ from service import key_commands
 
 if TYPE_CHECKING:
     from astropy.table import Table
+    from fastapi import FastAPI
 
-    from service.engine import Engine
     from service.settings import Settings
 
 __all__ = ["register"]
@@ -133,9 +133,11 @@ def demo(
     from service.settings import DEMO_INDEX, DEMO_MODEL, Settings
 
     settings = Settings(index_dir=DEMO_INDEX, model_dir=DEMO_MODEL, host=host, port=port, device=device)
-    engine = _load(settings)
+    app = _load(settings)
+    engine = app.state.engine
     what = f"{len(engine.index):,} simulated galaxies, model {engine.embedder.model_id} on {engine.embedder.device}."
-    _run(settings, engine, what)
+    del engine  # the application alone keeps it, as its index may be replaced
+    _run(settings, app, what)
 
 
 def serve(
@@ -147,9 +149,11 @@ def serve(
 ) -> None:
     """Serve an index. Every setting can also be given in the environment as ASTROCLIP_<NAME>."""
     settings = _settings(index, model, host=host, port=port, device=device)
-    engine = _load(settings)
+    app = _load(settings)
+    engine = app.state.engine
     what = f"{engine.index.manifest.survey}: {len(engine.index):,} objects, model {engine.embedder.model_id}."
-    _run(settings, engine, what)
+    del engine  # the application alone keeps it, as its index may be replaced
+    _run(settings, app, what)
 
 
 def _settings(index: Path | None, model: Path | None, **others: Any) -> Settings:
@@ -159,12 +163,14 @@ def _settings(index: Path | None, model: Path | None, **others: Any) -> Settings
     return Settings(**{name: value for name, value in given.items() if value is not None})
 
 
-def _load(settings: Settings) -> Engine:
-    """The engine, loaded before the server starts: what cannot be served ends with a message and exit code 2."""
+def _load(settings: Settings) -> FastAPI:
+    """The application, its engine loaded before the server starts: what cannot be served ends with a message and exit
+    code 2. Nobody else keeps the engine, whose index may be replaced and is to be freed then."""
+    from service.app import make_app
     from service.engine import Engine
 
     _quiet_loading()
-    return Engine.load(settings)
+    return make_app(settings, Engine.load(settings))
 
 
 def _quiet_loading() -> None:
@@ -174,12 +180,9 @@ def _quiet_loading() -> None:
     logging.disable_progress_bar()
 
 
-def _run(settings: Settings, engine: Engine, what: str) -> None:
-    import uvicorn
-
+def _run(settings: Settings, app: FastAPI, what: str) -> None:
     from service import logs
-    from service.app import make_app
-    from service.connections import connection_options
+    from service.life import serve as serve_until_told
 
     logs.configure(settings)
 
@@ -187,19 +190,9 @@ def _run(settings: Settings, engine: Engine, what: str) -> None:
     if not logs.is_json(settings):  # else a machine reads
         _say(f"{what}\nPage:  {base}/\nDocs:  {base}/docs\nTry:   curl -s '{base}/v1/objects?random=1'")
         _say(f"       curl -s --data-binary @spectrum.fits '{base}/v1/estimate?modality=spectrum'")
-    try:
-        uvicorn.run(
-            make_app(settings, engine),
-            host=settings.host,
-            port=settings.port,
-            log_config=None,  # logs.configure did it
-            access_log=False,  # the access line is ours
-            timeout_graceful_shutdown=20,
-            server_header=False,
-            **connection_options(settings),
-        )
-    finally:
-        engine.close()
+    code = serve_until_told(app, settings, lambda: app.state.engine.close())
+    if code:
+        raise typer.Exit(code)
 
 
 def _say(text: str) -> None:
@@ -417,16 +410,13 @@ async def _send(call: Any, remote: Remote | None, settings: Settings) -> Any:
             return await client.send(call)
     import httpx2
 
-    from service.app import make_app
-
-    engine = _load(settings)
+    app = _load(settings.model_copy(update={"keys_file": None}))  # who can read the files needs no key to them
     try:
-        unguarded = settings.model_copy(update={"keys_file": None})  # who can read the files needs no key to them
-        transport = httpx2.ASGITransport(make_app(unguarded, engine))
+        transport = httpx2.ASGITransport(app)
         async with AsyncClient("http://in-process", transport=transport) as client:
             return await client.send(call)
     finally:
-        engine.close()
+        app.state.engine.close()
 
 
 def _print(table: Table) -> None:

@@ -41,6 +41,12 @@ class BoundedProtocol(HttpToolsProtocol):
     _slow_head: asyncio.TimerHandle | None = None
     _slow_reader: asyncio.TimerHandle | None = None
 
+    @property
+    def idle(self) -> bool:
+        """No request is at work or half received."""
+        half = self._in_head and self._head_bytes > 0
+        return not half and (self.cycle is None or self.cycle.response_complete)
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._slow_head = self.loop.call_later(self.head_timeout_s, self._refuse, _SLOW)

@@ -112,7 +112,9 @@ class Engine:
 
     def with_index(self, index: SurveyIndex) -> Engine:
         """The same model and workers over another index. Raises ProvenanceError."""
-        return Engine(self.embedder, index, self.settings, self.workers)
+        engine = Engine(self.embedder, index, self.settings, self.workers)
+        engine.started, engine._canary_vector = self.started, self._canary_vector
+        return engine
 
     def close(self) -> None:
         self.workers.close()
@@ -243,19 +245,26 @@ class Engine:
 
     # -- readiness -------------------------------------------------------------------------------------------------
 
-    async def check(self) -> None:
-        """Ask the model and the index a question with a known answer, unless they answered just now.
+    async def check(self, now: bool = False) -> None:
+        """Ask the model and the index a question with a known answer, unless they answered just now (and not `now`).
 
         The first answer is remembered; a later one that differs, or is no unit vector, means a sick device or damaged
-        memory. Raises NotReadyError.
+        memory, one that does not come within `ready_timeout_s` a worker that hangs. Raises NotReadyError.
         """
-        if time.monotonic() - self._canary_at < self.settings.canary_interval_s and self._canary_vector is not None:
+        problem = self.workers.problem()
+        recent = time.monotonic() - self._canary_at < self.settings.canary_interval_s
+        if recent and not now and problem is None and self._canary_vector is not None:
             return
+        # A worker in trouble is asked at once: if it answers, its inputs were at fault, and it is well again.
         try:
-            await self._ask_canary()
+            async with asyncio.timeout(self.settings.ready_timeout_s):
+                await self._ask_canary()
         except Exception as error:
             log.exception("the canary failed")
-            raise NotReadyError(f"The model did not answer its known input ({type(error).__name__}).") from error
+            trouble = f"; {problem}" if problem else ""
+            raise NotReadyError(
+                f"The model did not answer its known input ({type(error).__name__}{trouble})."
+            ) from error
         self._canary_at = time.monotonic()
 
     async def _ask_canary(self) -> None:

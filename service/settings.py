@@ -252,6 +252,32 @@ class Settings(BaseSettings):
         description="Limits of a filter, each by its name (`ASTROCLIP_FILTER__MAX_TERMS`); see the table of filter "
         "limits.",
     )
+    # Life: readiness, stopping, replacing the index
+    ready_timeout_s: float = Field(
+        default=5.0,
+        gt=0,
+        description="Time in which model and index must answer /readyz: the question goes before all others, so it "
+        "waits for one batch at most; shorter than that a busy service would be taken off.",
+    )
+    drain_delay_s: float = Field(
+        default=1.0,
+        ge=0,
+        description="After SIGTERM, /readyz says 503 and answers say `connection: close` for so long before no more "
+        "connections are accepted: set it to twice the interval at which a load balancer asks; 0 stops at once.",
+    )
+    drain_timeout_s: float = Field(
+        default=20.0,
+        ge=0,
+        description="After that, requests at work have so long to finish; what is left gets 503. With the delay less "
+        "than the 30 s after which Kubernetes and others kill.",
+    )
+    watch_index_s: float = Field(
+        default=5.0,
+        ge=0,
+        description="How often the service looks whether another version of the index was published, and swaps to it; "
+        "two file names and times each. 0 never looks: SIGHUP and the admin call remain.",
+    )
+
     # Observability
     log_format: Literal["auto", "text", "json"] = Field(
         default="auto",

@@ -127,7 +127,8 @@ def _elsewhere(pixels: Pixels, valid: Valid) -> float | None:
         noises.extend(noise)
     if min(noises) <= 0:
         return None
-    above = (pixels - _column(levels)) / _column(noises)
+    with np.errstate(over="ignore"):  # of values that no survey has; the model's answer is looked at for them
+        above = (pixels - _column(levels)) / _column(noises)
     stacked = (above if valid.all() else np.where(valid, above, 0)).sum(axis=0, dtype=np.float64)
     # The centre alone first: with most images that settles it. The margin is what the window of 5 pixels reaches.
     middle = slice(edge := max(int(len(stacked) / 2 - CENTRE_PIXELS) - 2, 0), len(stacked) - edge)

@@ -45,6 +45,23 @@ class IvfBackend(FaissBackend):
         inner.train(np.ascontiguousarray(table.take(np.sort(sample))))
         return inner
 
+    @classmethod
+    def _fault(cls, inner: Any) -> str | None:
+        faiss = faiss_module()
+        if inner.quantizer.ntotal != inner.nlist or inner.quantizer.d != inner.d:
+            return f"holds {inner.quantizer.ntotal} centroids; wanted {inner.nlist}"
+        sizes = [inner.invlists.list_size(i) for i in range(inner.nlist)]
+        if sum(sizes) != inner.ntotal:
+            return f"holds {sum(sizes)} entries in its lists; wanted {inner.ntotal}"
+        met = np.zeros(inner.ntotal, bool)
+        for i, size in enumerate(sizes):
+            if size:
+                ids = faiss.rev_swig_ptr(inner.invlists.get_ids(i), size)
+                if ids.min() < 0 or ids.max() >= inner.ntotal:
+                    return f"names a vector outside 0..{inner.ntotal - 1}"
+                met[ids] = True
+        return None if met.all() else "names some vectors twice, others not at all"
+
     @property
     def settings(self) -> dict[str, Any]:
         return {"lists": int(self._inner.nlist), "code_bytes": int(self._inner.code_size)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.routes import embed, health, info, lists, metrics, objects, pages, search, vectors, vo
+from service.routes import admin, embed, health, info, lists, metrics, objects, pages, search, vectors, vo
 
 __all__ = ["ROUTERS"]
 
@@ -16,6 +16,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     lists.router,
     info.router,
     vo.router,
+    admin.router,
     health.router,
     metrics.router,
     pages.router,

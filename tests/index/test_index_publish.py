@@ -195,3 +195,39 @@ def test_what_is_no_index_or_no_parts_is_said(tmp_path):
         SurveyIndex.open(tmp_path)
     with pytest.raises(InputError, match="astroclip embed"):
         build_index(tmp_path, tmp_path / "i", survey="Toy")
+
+
+def test_the_version_that_was_current_is_kept_beside_the_new_one(toy, root):
+    """A newer version that a dead builder left and that never was current must not push it out."""
+    import shutil
+
+    shutil.copytree(root / "versions" / "v000001", root / "versions" / "v000007")
+    build_index(toy.parts, root, survey="Toy")
+    assert sorted(p.name for p in (root / "versions").iterdir()) == ["v000001", "v000008"]
+
+
+def test_everything_is_durable_before_it_becomes_visible(toy, root, monkeypatch):
+    """Files are fsynced before the rename that shows them, and the rename before CURRENT points there: a power cut
+    leaves a whole version, too."""
+    done: list[tuple[str, str]] = []
+
+    def noted(name):
+        real = getattr(os, name)
+
+        def call(first, *rest, **more):
+            path = os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else str(first)
+            done.append((name, path))
+            return real(first, *rest, **more)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("fsync", "rename", "replace"):
+        noted(name)
+    final = build_index(toy.parts, root, survey="Toy")
+    renamed = next(i for i, (name, path) in enumerate(done) if name == "rename")
+    staged = done[renamed][1]
+    synced = {path for name, path in done[:renamed] if name == "fsync"}
+    assert {f"{staged}/{p.relative_to(final).as_posix()}" for p in final.rglob("*")} | {staged} <= synced
+    current = next(i for i, (name, path) in enumerate(done) if name == "replace" and path.endswith(".CURRENT.new"))
+    assert ("fsync", str(root / "versions")) in done[renamed:current]
+    assert ("fsync", str(root)) in done[current:]

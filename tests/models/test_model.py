@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +12,8 @@ import torch
 from sky import make_image, make_spectrum
 from transformers import AutoModel
 
+from astroclip.embed import Embedder
+from astroclip.errors import ProvenanceError
 from astroclip.losses import info_nce
 from astroclip.models import AstroCLIPConfig, AstroCLIPModel, SpectrumTower
 from astroclip.models.image_tower import AperturePhotometry, WindowPhotometry
@@ -229,3 +233,15 @@ def test_logit_scale_is_learned_and_clamped():
     assert model.logit_scale.grad is not None and model.logit_scale.grad.abs() > 0
     model.logit_scale.data.fill_(20.0)
     assert float(model.scale.detach()) == pytest.approx(100.0)
+
+
+def test_preprocessing_for_other_towers_is_refused(tiny_model_dir, tmp_path):
+    """A changed preprocessor_config.json would move every vector without a word."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, folder)
+    path = folder / "preprocessor_config.json"
+    settings = json.loads(path.read_text())
+    settings["image_grid"]["pixel_scale_arcsec"] *= 1.1
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ProvenanceError, match="preprocessor_config.json"):
+        Embedder.from_pretrained(folder)
