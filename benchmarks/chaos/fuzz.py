@@ -230,7 +230,7 @@ async def campaign(app: Any, arguments: argparse.Namespace, room: mmap.mmap) -> 
 
     for case in largest(ids, dim):  # what the service needs at most belongs to its warm-up
         status, _, body = await ask(app, case)
-        if status != 200:
+        if status != 200 and not (status == 422 and b'"method"' in case.body):  # an index may have no heads
             raise RuntimeError(f"{case.origin} was answered {status}: {body[:200]!r}")
     curve, mapped = [], []
     for tenth in range(1, 11):
