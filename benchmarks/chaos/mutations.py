@@ -492,7 +492,7 @@ def _npy_header(rng: random.Random, body: bytes) -> bytes:
         )
     head = text.encode("latin-1") + b"\n"
     version = rng.choice((b"\x01\x00", b"\x01\x00", b"\x02\x00", b"\x03\x00", b"\x09\x00"))
-    size = struct.pack("<H" if version[0] == 1 else "<I", len(head) if rng.random() < 0.9 else 65535)
+    size = struct.pack("<H" if version[0] == 1 else "<I", min(len(head), 65535) if rng.random() < 0.9 else 65535)
     return b"\x93NUMPY" + version + size + head + body[10 + length :]
 
 
