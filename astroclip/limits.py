@@ -55,7 +55,7 @@ class ReaderLimits:
     max_text_lines:             lines of a CSV, blank ones and comments too: the longest spectrum and its comments.
     max_text_comments:          comment lines of a CSV, each searched for units; ECSV headers have tens, a FITS header
                                 printed in front of a table some hundred.
-    max_npy_header:             bytes of a .npy header; numpy writes 128, and parses it as Python.
+    max_npy_header:             bytes of a .npy header, which is parsed as a literal of Python; numpy writes 128.
     """
 
     max_file_bytes: int = 32 * MIB

@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Case", "cases", "seeds"]
+__all__ = ["Case", "cases", "largest", "seeds"]
 
+IDS = ("sim-00000042", "sim-00000043", "sim-00000001", "sim-00000002")  # objects of the index, unless told otherwise
 BOUNDARY = "----campaign"
 TYPES = {
     "fits": "application/fits",
@@ -104,8 +105,9 @@ class Seed:
 
 
 @lru_cache
-def seeds() -> dict[str, Seed]:
-    """Small files of every kind the service reads, and requests, all of them good."""
+def seeds(ids: tuple[str, ...] = IDS, dim: int = 128) -> dict[str, Seed]:
+    """Small files of every kind the service reads, and requests, all of them good for an index of `dim` dimensions that
+    has the objects `ids` (four)."""
     rng = np.random.default_rng(1)
     images, spectra = "/v1/embed/image", "/v1/embed/spectrum"
     wave = np.linspace(3600, 9800, 400)
@@ -134,14 +136,30 @@ def seeds() -> dict[str, Seed]:
         "csv": Seed("csv", spectra, _csv(wave, flux)),
         "ecsv": Seed("csv", spectra, _ecsv(wave, flux)),
     }
-    for i, (path, request) in enumerate(_requests()):
+    for i, (path, request) in enumerate(_requests(ids, dim)):
         found[f"json {i}"] = Seed("json", path, json.dumps(request).encode())
     return found
 
 
-def _requests() -> list[tuple[str, dict[str, Any]]]:
-    here = {"object_id": "sim-00000042"}
-    vector = {"vector": [0.1] * 128, "modality": "image"}
+def largest(ids: tuple[str, ...], dim: int) -> list[Case]:
+    """Good files of the size a service has to bear, many objects and many pixels, and the seeds as they are."""
+    rng = np.random.default_rng(2)
+    wave = np.linspace(3600, 9800, 5000)
+    images = np.stack([_galaxy(rng, 128) for _ in range(128)])
+    picture = rng.integers(0, 255, (3000, 3000, 3), dtype=np.uint8)
+    found = {
+        "many images": (TYPES["npy"], "/v1/embed/image", _npy(images)),
+        "many spectra": (TYPES["fits"], "/v1/embed/spectrum", _vectors(wave, rng, 128)),
+        "a large picture": (TYPES["jpeg"], "/v1/embed/image", _picture(picture, "JPEG")),
+        "a large image": (TYPES["fits"], "/v1/embed/image", _cutout(_galaxy(rng, 1500))),
+    }
+    files = [Case(path, "", kind, body, name) for name, (kind, path, body) in found.items()]
+    return [*files, *(Case(seed.path, "", TYPES[seed.kind], seed.body, name) for name, seed in seeds(ids, dim).items())]
+
+
+def _requests(ids: tuple[str, ...], dim: int) -> list[tuple[str, dict[str, Any]]]:
+    here = {"object_id": ids[0]}
+    vector = {"vector": [0.1] * dim, "modality": "image"}
     return [
         ("/v1/search", {"query": here, "k": 5, "target": "either", "columns": ["ra", "redshift"],
         "score_threshold": 0.1}),
@@ -149,10 +167,10 @@ def _requests() -> list[tuple[str, dict[str, Any]]]:
             {"not": {"cone": {"ra": 180, "dec": 0, "radius_deg": 1}}}, {"or": [{"box": {"ra": [350, 200], "dec": [-5,
             5]}},
             {"polygon": [[170, -5], [190, -5], [180, 8]]}, {"moc": "5/8-10 6/44"}, {"moc": {"3": [1, 2]}},
-            {"column": "object_id", "in": ["sim-00000001", "sim-00000002"]}]}]}}),
-        ("/v1/search", {"query": {"position": {"ra": "12:00:00", "dec": "-00:12:00", "radius_arcsec": 3600}}, "k": 2}),
+            {"column": "object_id", "in": [*ids[2:]]}]}]}}),
+        ("/v1/search", {"query": {"object_id": ids[3], "modality": "both"}, "k": 2}),
         ("/v1/search", {"query": {"combine": {"positive": [here, {"combine": {"positive": [vector]}}],
-            "negative": [{"object_id": "sim-00000043"}], "weights": [1, 2], "strategy": "average"}},
+            "negative": [{"object_id": ids[1]}], "weights": [1, 2], "strategy": "average"}},
             "exclude_arcsec": 10, "fuse": {"image": 1, "spectrum": 2}, "order": "least_similar"}),
         ("/v1/estimate", {"query": here, "properties": ["redshift"], "coverage": 0.9, "method": "knn", "density": 20}),
         ("/v1/estimate", {"query": here, "k": 8, "method": "head", "density": True, "preview": True}),
@@ -203,16 +221,16 @@ def _table(wave: np.ndarray, flux: np.ndarray) -> bytes:
     return _fits(fits.PrimaryHDU(), fits.BinTableHDU.from_columns(columns))
 
 
-def _vectors(wave: np.ndarray, rng: np.random.Generator) -> bytes:
+def _vectors(wave: np.ndarray, rng: np.random.Generator, rows: int = 3) -> bytes:
     from astropy.io import fits
 
-    many = np.tile(wave, (3, 1))
+    many = np.tile(wave, (rows, 1))
     columns = [
         fits.Column("WAVELENGTH", f"{wave.size}E", unit="Angstrom", array=many),
         fits.Column("FLUX", f"{wave.size}E", array=5 + rng.normal(0, 1, many.shape)),
         fits.Column("IVAR", f"{wave.size}E", array=np.ones(many.shape)),
-        fits.Column("TARGETID", "K", array=np.arange(3)),
-        fits.Column("RA", "D", array=np.arange(3.0)),
+        fits.Column("TARGETID", "K", array=np.arange(rows)),
+        fits.Column("RA", "D", array=np.arange(float(rows))),
     ]
     return _fits(fits.PrimaryHDU(), fits.BinTableHDU.from_columns(columns))
 
@@ -292,13 +310,14 @@ def _ecsv(wave: np.ndarray, flux: np.ndarray) -> bytes:
 # --- what is done to them ---
 
 
-def cases(seed: int, count: int) -> Iterator[Case]:
+def cases(seed: int, count: int, ids: tuple[str, ...] = IDS, dim: int = 128) -> Iterator[Case]:
     """`count` cases; the same for the same seed."""
     rng = random.Random(seed)
-    names = sorted(seeds())
+    grounds = seeds(ids, dim)
+    names = sorted(grounds)
     for _ in range(count):
         name = rng.choice(names)
-        start = seeds()[name]
+        start = grounds[name]
         body = start.body
         for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4))):
             change = rng.choice(_CHANGES[start.kind]) if rng.random() < 0.7 else rng.choice(_BYTES)
@@ -473,7 +492,7 @@ def _npy_header(rng: random.Random, body: bytes) -> bytes:
         )
     head = text.encode("latin-1") + b"\n"
     version = rng.choice((b"\x01\x00", b"\x01\x00", b"\x02\x00", b"\x03\x00", b"\x09\x00"))
-    size = struct.pack("<H" if version[0] == 1 else "<I", len(head) if rng.random() < 0.9 else 65535)
+    size = struct.pack("<H" if version[0] == 1 else "<I", min(len(head), 65535) if rng.random() < 0.9 else 65535)
     return b"\x93NUMPY" + version + size + head + body[10 + length :]
 
 

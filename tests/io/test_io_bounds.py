@@ -141,6 +141,8 @@ SLOW = {
     "fill bytes": files.picture(COLOURS, "JPEG")[:2] + b"\xff" * 10_000_000 + files.picture(COLOURS, "JPEG")[2:],
     "empty chunks": png(300_000),
     "scans": scans(3000),
+    "npy header of blanks": b"\x93NUMPY\x01\x00" + struct.pack("<H", 4000)
+    + b"{'descr': '|u1', 'fortran_order': False, 'shape': (), }".ljust(500) + b"\n" + bytes(range(256)) * 40,
     "blank lines": b"\n" * 20_000_000,
     "empty members": gzip.compress(b"") * 100_000,
     "continued blanks": continued(400).replace(b"CONTINUE  'b&'" + b" " * 50, b"CONTINUE  '" + b" " * 51 + b"&'"),
