@@ -1,10 +1,11 @@
 """FITS from strangers: a bounded scan of the headers, then astropy reads what the scan let through.
 
 `scan_fits` walks the 2880-byte blocks once and checks every count against `ReaderLimits` before anything is
-allocated, and the announced sizes against the bytes present. Only then does `parse_fits` hand the bytes to
-`astropy.io.fits`, which must find the very HDUs that were scanned. No pointer is followed: variable-length
+allocated, and the announced sizes against the bytes present. Plain headers, and arrays without scaling, are read by
+`astroclip.io.plain_fits`; for all else the bytes are handed to `astropy.io.fits`, which must find the very HDUs that
+were scanned. No pointer is followed: variable-length
 columns, tile-compressed images and random groups are refused; other kinds of extension (ASCII tables) are
-listed and never read. astropy is imported at the first file, not with this module.
+listed and never read. astropy is imported at the first file that needs it, not with this module.
 
 FITS Standard 4.0 (Pence et al. 2010, A&A 524, A42; IAU FITS WG 2018): section numbers in comments.
 """
@@ -26,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from astroclip.errors import AstroClipError, InputError
+from astroclip.io.plain_fits import PlainHeader, plain_array, plain_column, plain_header, plain_row
 from astroclip.io.refusal import over_limit, refusal
 from astroclip.limits import DEFAULT_LIMITS, ReaderLimits
 
@@ -107,13 +109,13 @@ class Hdu:
 
     index: int
     kind: str
-    header: Header
+    header: Header | PlainHeader
     shape: tuple[int, ...]
     start: int
     data_start: int
     span: int
     notes: list[str]
-    hdu: Any = field(default=None, repr=False)
+    content: Content | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -123,9 +125,17 @@ class Hdu:
         """The array, native byte order, BSCALE/BZERO applied, BLANK as NaN (4.4.2.5, 5.3)."""
         if self.kind != "image" or not self.shape:
             raise damaged(f"whose HDU {self.index} ({self.name or 'PRIMARY'}) holds no image")
-        with _astropy(self.notes):
-            array = self.hdu.data
-            return _native(np.asarray(array).reshape(self.shape))
+        content = self._content()
+        array = plain_array(self.header, content.data, self.data_start, self.shape)
+        if array is None:
+            with content.opened(self.index) as hdu:
+                array = np.asarray(hdu.data).reshape(self.shape)
+        return _native(array)
+
+    def _content(self) -> Content:
+        if self.content is None:
+            raise ValueError("an HDU that was only scanned holds no data")
+        return self.content
 
     @cached_property
     def columns(self) -> dict[str, int]:
@@ -144,13 +154,7 @@ class Hdu:
         if match is None or match[1] in "XCM" or (match[1] == "A" and f"TDIM{number}" in self.header):
             # Bits would grow eightfold in memory, text cut by TDIM fifty times; nothing we read is complex.
             raise _unsupported_column(name, form)
-        with _astropy(self.notes):
-            needed = self.hdu.columns.dtype.itemsize
-            if needed != self.shape[1]:
-                raise damaged(f"whose table columns need {needed} bytes a row, but NAXIS1 is {self.shape[1]}")
-            table = self.hdu.data
-            values = np.asarray(table.field(number - 1))
-            raw = np.asarray(table)[table.dtype.names[number - 1]]
+        values, raw = self._column(number)
         if values.dtype.kind == "S":
             # NUL ends a string (7.3.3.1); bytes beyond ASCII are no reason to refuse the table.
             text = [bytes(v).split(b"\0")[0].decode("ascii", "replace").strip() for v in values.ravel()]
@@ -164,24 +168,46 @@ class Hdu:
         out = values[:, 0] if values.ndim > 1 and values.shape[1] == 1 else values
         return out if row is None else out[row]
 
+    def _column(self, number: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Values of column `number`, and as they are stored."""
+        content, row = self._content(), self._row
+        needed = row.itemsize if row is not None else None
+        values = None
+        if row is not None and needed == self.shape[1]:
+            values = plain_column(self.header, row, content.data, self.data_start, self.shape[0], number)
+        if values is not None:
+            return values, values
+        with content.opened(self.index) as hdu:
+            needed = hdu.columns.dtype.itemsize
+            if needed != self.shape[1]:
+                raise damaged(f"whose table columns need {needed} bytes a row, but NAXIS1 is {self.shape[1]}")
+            table = hdu.data
+            return np.asarray(table.field(number - 1)), np.asarray(table)[table.dtype.names[number - 1]]
 
-def _native(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    @cached_property
+    def _row(self) -> np.dtype[Any] | None:
+        return plain_row(self.header)
 
 
-def parse_fits(data: bytes, limits: ReaderLimits = DEFAULT_LIMITS) -> list[Hdu]:
-    """All HDUs of a file, primary first; arrays are read when asked for.
+class Content:
+    """The bytes of a file; astropy opens them at the first array that needs it."""
 
-    Raises InputError (`truncated_fits`, `damaged_fits`, `bad_axes`, `compressed_fits`, `unsupported_column`,
-    `random_groups`) and LimitError.
-    """
-    from astropy.io import fits
+    def __init__(self, data: bytes, scanned: list[Hdu]) -> None:
+        self.data, self._scanned = data, scanned
+        self._opened: list[Any] = []
 
-    hdus = scan_fits(data, limits)
-    end = hdus[-1].data_start + hdus[-1].span
-    whole = data[:end].ljust(end, b"\0")  # without filler behind the last HDU; with padding some writers leave out
-    opened: list[Hdu] = []
-    with _astropy(hdus[0].notes):
+    @contextmanager
+    def opened(self, index: int) -> Iterator[Any]:
+        """astropy's HDU `index`, under `_astropy`."""
+        with _astropy(self._scanned[0].notes):
+            self._opened = self._opened or self._open()
+            yield self._opened[index]
+
+    def _open(self) -> list[Any]:
+        from astropy.io import fits
+
+        end = self._scanned[-1].data_start + self._scanned[-1].span
+        whole = self.data[:end].ljust(end, b"\0")  # without filler behind; with padding some writers leave out
         found = fits.open(
             BytesIO(whole),
             memmap=False,
@@ -191,12 +217,32 @@ def parse_fits(data: bytes, limits: ReaderLimits = DEFAULT_LIMITS) -> list[Hdu]:
             ignore_missing_end=False,
             character_as_bytes=True,  # decoding is ours: bytes beyond ASCII must not fail the file
         )
-        for mine, theirs in zip(hdus, found, strict=True):
+        opened = []
+        for mine, theirs in zip(self._scanned, found, strict=True):
             place = theirs.fileinfo()
             if (place["hdrLoc"], place["datLoc"], place["datSpan"]) != (mine.start, mine.data_start, mine.span):
                 raise damaged(f"whose HDU {mine.index} can be read in two ways")
-            opened.append(replace(mine, hdu=theirs))
-    return opened
+            opened.append(theirs)
+        return opened
+
+
+def _native(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """`array` in this machine's order, a copy where it was a view of the file's bytes."""
+    return array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
+
+
+def parse_fits(data: bytes, limits: ReaderLimits = DEFAULT_LIMITS) -> list[Hdu]:
+    """All HDUs of a file, primary first; arrays are read when asked for.
+
+    Raises InputError (`truncated_fits`, `damaged_fits`, `bad_axes`, `compressed_fits`, `unsupported_column`,
+    `random_groups`) and LimitError.
+    """
+    hdus = scan_fits(data, limits)
+    content = Content(data, hdus)
+    if not all(isinstance(hdu.header, PlainHeader) for hdu in hdus):
+        with content.opened(0):  # now, so that what astropy refuses or warns of is known
+            pass
+    return [replace(hdu, content=content) for hdu in hdus]
 
 
 def scan_fits(data: bytes, limits: ReaderLimits = DEFAULT_LIMITS) -> list[Hdu]:
@@ -240,10 +286,8 @@ def _is_padding(data: bytes, offset: int) -> bool:
 
 def _scan_header(
     data: bytes, offset: int, cards: int, notes: list[str], limits: ReaderLimits
-) -> tuple[Header, int, int]:
+) -> tuple[Header | PlainHeader, int, int]:
     """(keywords, offset of the data, cards read) of the header at `offset`, after `cards` cards so far."""
-    from astropy.io import fits
-
     first = data[offset : offset + 9]
     wanted = b"XTENSION=" if offset else b"SIMPLE  ="
     if len(first) == len(wanted) and first != wanted:
@@ -282,6 +326,11 @@ def _scan_header(
                 raise damaged(f"with two cards {keyword.decode()} in one header")
             seen.add(keyword)
     end = offset + -(-used * CARD // BLOCK) * BLOCK
+    plain = plain_header(data[offset:end], used)
+    if plain is not None:
+        return plain, end, used
+    from astropy.io import fits
+
     with _astropy(notes):
         return Header(fits.Header.fromstring(data[offset : offset + used * CARD]), notes), end, used
 
@@ -292,7 +341,7 @@ def _keyword(card: bytes) -> bytes:
     return card[8:].partition(b"=")[0].strip().upper() if name == b"HIERARCH" else name
 
 
-def _layout(header: Header, index: int, limits: ReaderLimits) -> tuple[str, tuple[int, ...], int]:
+def _layout(header: Header | PlainHeader, index: int, limits: ReaderLimits) -> tuple[str, tuple[int, ...], int]:
     """(kind, shape, bytes of data) from the mandatory keywords (4.4.1), all checked."""
     if index == 0 and header.get("SIMPLE") is not True:
         raise damaged("whose first card is not SIMPLE = T")
@@ -331,7 +380,7 @@ def _layout(header: Header, index: int, limits: ReaderLimits) -> tuple[str, tupl
     return ("image" if extension == "IMAGE" else "other"), shape, size
 
 
-def _check_table(header: Header, index: int, axes: list[Any], bitpix: int, limits: ReaderLimits) -> None:
+def _check_table(header: Header | PlainHeader, index: int, axes: list[Any], bitpix: int, limits: ReaderLimits) -> None:
     fields = header.get("TFIELDS")
     if len(axes) != 2 or bitpix != 8 or type(fields) is not int or fields < 0:
         raise damaged(f"whose table in HDU {index} has no valid BITPIX, NAXIS and TFIELDS")

@@ -17,6 +17,7 @@ from astroclip.io.options import SpectrumOptions
 from astroclip.io.refusal import over_limit, refusal
 from astroclip.io.units import air_to_vacuum, flux_to_flam, guess_wave_unit, is_silent, wave_to_angstrom
 from astroclip.limits import DEFAULT_LIMITS, ReaderLimits
+from astroclip.medians import medians
 from astroclip.types import Flag, Quality, Spectrum
 
 __all__ = ["RawSpectrum", "assemble_spectrum", "check_length", "estimate_ivar"]
@@ -235,7 +236,7 @@ def _increasing(
     wave, flux, ivar, bad = wave[order], flux[order], ivar[order], bad[order]
     steps = np.diff(wave)
     positive = steps[steps > 0]
-    tolerance = MERGE_TOLERANCE * float(np.median(positive)) if positive.size else 0.0
+    tolerance = MERGE_TOLERANCE * float(medians(positive)) if positive.size else 0.0
     starts = np.concatenate(([0], np.flatnonzero(steps > tolerance) + 1))
     counts = np.diff(np.append(starts, wave.size))
     merged_wave = np.add.reduceat(wave, starts) / counts
@@ -278,7 +279,7 @@ def _finish(
                 field="ivar",
             )
         flags.append(Flag("zero_ivar", message))
-    snr = None if bad.all() else float(np.median(flux4[~bad] * np.sqrt(ivar4[~bad])))
+    snr = None if bad.all() else float(medians(flux4[~bad] * np.sqrt(ivar4[~bad])))
     quality = Quality(masked_fraction=float(bad.mean()), snr=snr).with_flags(*flags)
     return Spectrum(
         wave=wave,
@@ -310,7 +311,7 @@ def estimate_ivar(flux: FloatArray, good: npt.NDArray[np.bool_]) -> FloatArray:
     lag, correlated = _noise_lag(f)
     scatter = _second_difference(f, lag) * np.sqrt(correlated)
     blocks = np.array_split(scatter, max(1, scatter.size // NOISE_BLOCK))
-    sigma = np.array([np.median(b) for b in blocks])
+    sigma = np.array([medians(b) for b in blocks])
     floor = NOISE_FLOOR * float(np.median(np.abs(f)))
     if floor == 0.0:
         floor = NOISE_FLOOR * float(np.abs(f).max()) or 1.0
@@ -332,11 +333,11 @@ def _noise_lag(f: FloatArray) -> tuple[int, float]:
     to an independent one: 1.27 a lag.
     """
     lag = NOISE_LAGS[0]
-    level = float(np.median(_second_difference(f, lag)))
+    level = float(medians(_second_difference(f, lag)))
     for longer in NOISE_LAGS[1:]:
         if f.size < 8 * longer:
             break
-        next_level = float(np.median(_second_difference(f, longer)))
+        next_level = float(medians(_second_difference(f, longer)))
         if next_level < NOISE_GROWTH * level:
             break
         lag, level = longer, next_level

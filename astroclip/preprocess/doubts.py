@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from astroclip.preprocess.medians import chosen_pixels, level_and_noise
+from astroclip.medians import chosen_pixels, level_and_noise
 from astroclip.types import Flag, Image
 
 __all__ = ["image_doubts", "spectrum_doubts"]

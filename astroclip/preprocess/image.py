@@ -10,8 +10,8 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from astroclip.errors import InputError
+from astroclip.medians import level_and_noise
 from astroclip.preprocess.doubts import image_doubts
-from astroclip.preprocess.medians import level_and_noise
 from astroclip.preprocess.statistics import image_statistics
 from astroclip.types import Flag, Image, Quality
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from scipy import sparse
 
 from astroclip.errors import InputError
+from astroclip.medians import medians
 from astroclip.preprocess.doubts import spectrum_doubts
-from astroclip.preprocess.medians import medians
 from astroclip.preprocess.statistics import spectrum_statistics
 from astroclip.types import Flag, Quality, Spectrum
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from astroclip.preprocess.medians import chosen_pixels, level_and_noise, medians
+from astroclip.medians import chosen_pixels, level_and_noise, medians
 from astroclip.types import Modality
 
 __all__ = ["STATISTICS", "image_statistics", "spectrum_statistics"]

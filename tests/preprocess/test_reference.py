@@ -10,9 +10,9 @@ from reference import elsewhere, image_quality, reference_image, reference_spect
 from reference import image_statistics as plain_statistics
 from sky import make_image, make_spectrum
 
+from astroclip.medians import chosen_pixels, level_and_noise, medians
 from astroclip.preprocess import ImageGrid, LinearSpectrumGrid, SpectrumGrid, image_to_grid, spectrum_to_grid
 from astroclip.preprocess.doubts import image_doubts
-from astroclip.preprocess.medians import chosen_pixels, level_and_noise, medians
 from astroclip.preprocess.statistics import image_statistics
 from astroclip.types import Image, Quality, Spectrum
 

@@ -1,4 +1,4 @@
-"""Medians, and the level and noise that rest on them: what most of preparing an image consists of.
+"""Medians, and the level and noise that rest on them: what most of preparing an object consists of.
 
 `np.median` gives the same numbers; it also looks for NaN, which grids never hold, by partitioning at several places
 at once, and takes 2 to 14 times as long.
