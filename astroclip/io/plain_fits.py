@@ -24,7 +24,7 @@ _FIRST = re.compile(rb"SIMPLE  = {20}T|XTENSION= '(?:IMAGE   |BINTABLE)'")
 _ELSEWHERE = re.compile(rb"CONTINUE|HIERARCH|LONGSTRN|THEAP|ZIMAGE|GROUPS|INHERIT")
 # A keyword, its indicator and one value: string, logical, integer, float or nothing, then a comment (4.1, 4.2).
 _VALUE = re.compile(
-    rb"([A-Z0-9_-]+) *= (?: *(?:'((?:[^']|'')*)'|([TF])|([+-]?\d{1,18})"
+    rb"[A-Z0-9_-]+ *= (?: *(?:'((?:[^']|'')*)'|([TF])|([+-]?\d{1,18})"
     rb"|([+-]?(?:(?:\d+\.\d*|\.\d+)(?:[ED][+-]?\d{1,3})?|\d+[ED][+-]?\d{1,3}))))? *(?:/[ -~]*)?"
 )
 _PRINTABLE = re.compile(rb"[ -~]*")
@@ -70,9 +70,9 @@ def plain_header(block: bytes, cards: int) -> PlainHeader | None:
             comments.setdefault(keyword, []).append(card[8:].rstrip().decode())
             continue
         found = _VALUE.fullmatch(card)
-        if found is None or card[8:10] != b"= " or len(found[1]) != len(keyword) or _ELSEWHERE.match(card):
+        if found is None or card[8:10] != b"= " or _ELSEWHERE.match(card):
             return None
-        text, logical, integer, number = found.group(2, 3, 4, 5)
+        text, logical, integer, number = found.group(1, 2, 3, 4)
         value: Any = None
         if text is not None:
             if b": " in text or not _PRINTABLE.fullmatch(text):  # a record of values (WCS Paper IV), to astropy
