@@ -28,6 +28,7 @@ from benchmarks.chaos.bodies import asks, galaxies
 from benchmarks.chaos.campaign import mark, options, parser, report, spread
 from benchmarks.chaos.server import Server
 from benchmarks.chaos.traffic import Ask, Plan, Traffic
+from service.model_process import torch_threads
 from service.settings import Settings
 
 __all__ = ["KINDS", "Raw", "measured", "server_of", "steady_rate", "threads_of"]
@@ -73,7 +74,7 @@ class Raw:
 
 def threads_of(asked: int | None) -> int:
     """Torch threads of both sides: as asked, else as the service is set."""
-    return asked or int(getattr(Settings(), "torch_threads", 0)) or torch.get_num_threads()
+    return asked or torch_threads(Settings())
 
 
 def server_of(where: dict[str, Any], threads: int, **settings: Any) -> Server:
