@@ -17,6 +17,7 @@ process.
 
 from __future__ import annotations
 
+import gc
 import logging
 import mmap
 import multiprocessing
@@ -230,6 +231,8 @@ def _serve(pipe: Connection, settings: Settings) -> None:
         pipe.send(error if isinstance(error, AstroClipError) else RuntimeError(f"the model cannot be loaded: {error}"))
         return
     pipe.send(_Described(**{name: getattr(embedder, name) for name in _Described.__dataclass_fields__}))
+    gc.collect()
+    gc.freeze()  # as in service.app: what is loaded stays
     try:
         descriptor = recv_handle(pipe)
         memory = mmap.mmap(descriptor, 0)
