@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +34,8 @@ from service.waiting import Lane
 __all__ = ["Workers"]
 
 T = TypeVar("T")
+
+_NICE = 5  # a third of the share of a core that others get
 
 
 class Workers:
@@ -66,7 +71,7 @@ class Workers:
             max_batch=settings.search_batch,
             **common,
         )
-        self._decoding = ThreadPoolExecutor(settings.decode_threads, "decode")
+        self._decoding = ThreadPoolExecutor(settings.decode_threads, "decode", initializer=_give_way)
         self._decodings = 0
         self._decode_pace = 0.0
         self._patient = asyncio.Semaphore(max(1, settings.decode_threads - 1))
@@ -120,6 +125,12 @@ class Workers:
         self._decoding.shutdown(wait=True, cancel_futures=True)
         for worker in (self.inference, self.search):
             worker.close()
+
+
+def _give_way() -> None:
+    """Let the model and the event loop go before this thread where cores are short: its work waits for theirs anyway."""
+    if sys.platform == "linux":  # elsewhere it would be the whole process
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def first_error(results: Sequence[Any]) -> Any:

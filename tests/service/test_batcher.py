@@ -290,3 +290,18 @@ def test_metrics_tell_size_and_failures(make, work):
     assert 'astroclip_batch_size_sum{worker="test"} 3.0' in text
     assert 'astroclip_worker_failures_total{what="item",worker="test"} 1.0' in text
     assert 'astroclip_queue_items{worker="test"} 0.0' in text
+
+
+def test_threads_that_read_give_way_to_the_model():
+    import os
+
+    from service.settings import Settings
+    from service.workers import Workers
+
+    workers = Workers(Settings())
+    try:
+        mine = os.getpriority(os.PRIO_PROCESS, 0)
+        read = asyncio.run(workers.decode(Trace(), lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+        assert read > mine == os.getpriority(os.PRIO_PROCESS, 0)
+    finally:
+        workers.close()
