@@ -128,7 +128,7 @@ class Workers:
 
 
 def _give_way() -> None:
-    """Let the model and the event loop go before this thread where cores are short: its work waits for theirs anyway."""
+    """Let the model and the event loop go before this thread where cores are short: its work waits for theirs."""
     if sys.platform == "linux":  # elsewhere it would be the whole process
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
