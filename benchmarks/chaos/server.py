@@ -10,6 +10,7 @@ Linux only: memory, files and processor time are read from /proc.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import signal
@@ -147,9 +148,22 @@ class Server:
     def alive(self) -> bool:
         return self.process.poll() is None
 
+    def family(self) -> list[int]:
+        """The server's process and those it started (the model's), which come and go."""
+        found, new = [self.pid], [self.pid]
+        while new:
+            children: list[int] = []
+            for pid in new:
+                with contextlib.suppress(OSError):
+                    for task in Path(f"/proc/{pid}/task").iterdir():
+                        children += map(int, (task / "children").read_text().split())
+            found += children
+            new = children
+        return found
+
     def rss_bytes(self) -> int:
-        """Resident memory."""
-        return self._status_kib("VmRSS") * 1024
+        """Resident memory of the server and what it started; pages they share count in each."""
+        return 1024 * sum(self._status_kib("VmRSS", pid) for pid in self.family())
 
     def peak_rss_bytes(self) -> int:
         """The most it ever was (since start or `forget_peak`)."""
@@ -159,15 +173,14 @@ class Server:
         (self._proc / "clear_refs").write_text("5")
 
     def open_files(self) -> int:
-        return len(os.listdir(self._proc / "fd"))
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.family())
 
     def threads(self) -> int:
         return self._status_kib("Threads")
 
     def cpu_s(self) -> float:
-        """Processor time of all its threads, user and system."""
-        fields = (self._proc / "stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """Processor time of the server and what it started, user and system."""
+        return sum(_cpu_s(pid) for pid in self.family())
 
     @property
     def log(self) -> str:
@@ -209,11 +222,22 @@ class Server:
     def _proc(self) -> Path:
         return Path("/proc") / str(self.pid)
 
-    def _status_kib(self, name: str) -> int:
-        for line in (self._proc / "status").read_text().splitlines():
-            if line.startswith(name + ":"):
-                return int(line.split()[1])
+    def _status_kib(self, name: str, pid: int | None = None) -> int:
+        """A number of /proc/PID/status; 0 of a child that has ended meanwhile."""
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid or self.pid}/status").read_text().splitlines():
+                if line.startswith(name + ":"):
+                    return int(line.split()[1])
+        if pid not in (None, self.pid):
+            return 0
         raise ServerError(f"/proc/{self.pid}/status holds no {name}; the server has ended (code {self.process.poll()})")
+
+
+def _cpu_s(pid: int) -> float:
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def free_port() -> int:
