@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     model_process: bool = Field(
         default=True,
         description="The model runs in a process of its own: what kills it does not kill the service, and it does not "
-        "wait for Python's lock beside threads that read and answer. It takes some 300 MB more, for torch twice.",
+        "wait for Python's lock beside threads that read and answer. It takes some 500 MB more, for torch twice.",
     )
     torch_threads: int = Field(
         default=0,
