@@ -65,6 +65,7 @@ def make_app(
         gc.freeze()
         app.state.swapper.start()
         yield
+        gc.unfreeze()  # libraries that count what is left at the end would complain
         await app.state.swapper.stop()
         if own:
             await asyncio.to_thread(app.state.engine.close)

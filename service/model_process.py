@@ -240,7 +240,7 @@ def _serve(pipe: Connection, settings: Settings) -> None:
         while True:
             _answer(pipe, embedder, _views(memory, pipe.recv()))
     except (EOFError, OSError):  # the service has gone
-        return
+        gc.unfreeze()
 
 
 def _answer(pipe: Connection, embedder: Any, batch: Sequence[npt.NDArray[np.float32]]) -> None:

@@ -122,9 +122,12 @@ def test_the_service_goes_on_when_the_process_is_killed(settings, galaxy):
             lost = client.post("/v1/embed/image", content=body)
             assert lost.status_code == 503 and lost.json()["error"]["code"] == "model_restarted"
             assert lost.headers["retry-after"]
+            end = time.monotonic() + 60.0
+            while client.get("/readyz").status_code != 200:  # seconds, more on a busy machine
+                assert time.monotonic() < end
+                time.sleep(0.2)
             again = client.post("/v1/embed/image", content=body).json()["items"][0]["embedding"]
             np.testing.assert_allclose(again, first, atol=1e-6)
-            assert client.get("/readyz").status_code == 200
             text = client.get("/metrics").text
             assert 'astroclip_worker_failures_total{what="restart",worker="inference"} 1.0' in text
             pid = engine.embedder.pid
