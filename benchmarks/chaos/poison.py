@@ -98,7 +98,9 @@ def main() -> int:
     results: dict[str, Any] = {}
     for fault in arguments.fault or FAULTS:
         environment = {"ASTROCLIP_FAULT": fault}
-        with Server(**options(arguments), module="benchmarks.chaos.poisoned", environment=environment) as server:
+        where = options(arguments)
+        where["settings"]["model_process"] = False  # the fault is put into the process that serves
+        with Server(**where, module="benchmarks.chaos.poisoned", environment=environment) as server:
             results[fault] = measured(server, fault, seconds, rounds)
     marks = {}
     for fault, found in results.items():

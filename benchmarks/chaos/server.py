@@ -167,10 +167,11 @@ class Server:
 
     def peak_rss_bytes(self) -> int:
         """The most it ever was (since start or `forget_peak`)."""
-        return self._status_kib("VmHWM") * 1024
+        return 1024 * sum(self._status_kib("VmHWM", pid) for pid in self.family())
 
     def forget_peak(self) -> None:
-        (self._proc / "clear_refs").write_text("5")
+        for pid in self.family():
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
 
     def open_files(self) -> int:
         return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.family())
