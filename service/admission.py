@@ -77,7 +77,7 @@ class Admission:
                 field="X-Priority",
             )
         trace.batch = priority == "batch"
-        most = self.settings.batch_deadline_s if trace.batch else self.settings.deadline_s
+        most, patient = self.settings.deadline_s, self.settings.batch_deadline_s
         wished = headers.get("x-deadline-ms")
         if wished is not None:
             if not wished.isascii() or not wished.isdigit() or len(wished) > 9 or int(wished) == 0:
@@ -86,8 +86,11 @@ class Admission:
                     code="invalid_value",
                     field="X-Deadline-Ms",
                 )
-            most = min(most, int(wished) / 1000.0)
-        trace.deadline = time.monotonic() + most
+            most, patient = min(most, int(wished) / 1000.0), min(patient, int(wished) / 1000.0)
+        now = time.monotonic()
+        trace.deadline, trace.patient_deadline = now + most, now + patient
+        if trace.batch:
+            trace.be_patient()
 
     def _admit(self, trace: Trace, workers: Workers) -> None:
         """Raises OverloadError for a request that would wait too long."""

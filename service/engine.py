@@ -170,7 +170,7 @@ class Engine:
                 limit=limit,
             )
         if len(prepared) > self.settings.max_interactive_items:
-            trace.batch = True
+            trace.be_patient()
         return prepared
 
     def _prepare(self, upload: Upload, modality: Modality, options: ReadOptions) -> list[Prepared]:

@@ -90,16 +90,18 @@ class RemoteEmbedder:
         self._loaded = False
 
     def wait(self) -> RemoteEmbedder:
-        """Until the model is loaded. Raises what loading it raised."""
+        """Until the model is loaded. Raises what loading it raised; OSError, EOFError or TimeoutError where the child
+        ended or hung meanwhile."""
         with self._turn:
             if not self._loaded:
                 answer = self._receive(START_S)
                 if isinstance(answer, BaseException):
                     raise answer
                 if self._described is not None and answer.model_sha256 != self._described.model_sha256:
-                    raise RuntimeError("the model directory holds another model than the service was started with")
-                self._described, self._loaded = answer, True
+                    raise OSError("the model directory holds another model than the service was started with")
+                self._described = answer
                 self._share()
+                self._loaded = True
         return self
 
     def _share(self) -> None:
@@ -139,15 +141,15 @@ class RemoteEmbedder:
 
     def encode(self, prepared: Sequence[GridImage] | Sequence[GridSpectrum]) -> npt.NDArray[np.float32]:
         """(N, D) float32 unit vectors, as `Embedder.encode`. Raises RuntimeError where the pass raised in the child,
-        ModelDied where the child ended or hung; another one is being started then."""
+        ModelDied where the child ended, hung or could not load; another one is being started then."""
         with self._turn:
-            self.wait()
-            out = np.empty((len(prepared), self.dim), np.float32)
             try:
+                self.wait()  # one that was started anew may die, too, before it is loaded
+                out = np.empty((len(prepared), self.dim), np.float32)
                 for start in range(0, len(prepared), self.batch_size):
                     batch = prepared[start : start + self.batch_size]
                     self._ask(batch, out[start : start + len(batch)])
-            except (EOFError, OSError, TimeoutError) as error:
+            except (EOFError, OSError, TimeoutError, AstroClipError) as error:
                 raise ModelDied(self._replace(error)) from error
         return out
 

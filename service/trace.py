@@ -54,7 +54,8 @@ class Trace:
     caller: id of the API key, or the client's address: whose share of the service this request is.
     key_id: id of the API key, None without one: what may be logged of who asked.
     batch: it is patient, and gives way to those that are not.
-    deadline: `time.monotonic()` after which nobody waits for the answer any more.
+    deadline: `time.monotonic()` after which nobody waits for the answer any more; patient_deadline: the same where the
+    request turns out to be a patient one (`be_patient`).
     on_read: to be told how many objects the request brings, once they are read (`service.admission`).
     error: code of the error it was answered with.
     method, route, status, seconds, bytes_in, bytes_out: what became of it; route is a template (or `UNMATCHED`), method
@@ -67,6 +68,7 @@ class Trace:
     key_id: str | None = None
     batch: bool = False
     deadline: float = math.inf
+    patient_deadline: float = math.inf
     on_read: Callable[[int], None] = field(default=lambda count: None, repr=False)
     ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     extra_headers: dict[str, str] = field(default_factory=dict)
@@ -79,6 +81,10 @@ class Trace:
     bytes_in: int = 0
     bytes_out: int = 0
     marks: list[tuple[str, int, float]] | None = None
+
+    def be_patient(self) -> None:
+        """The request is larger than a person waits for: it gives way to others, and has the time that takes."""
+        self.batch, self.deadline = True, max(self.deadline, self.patient_deadline)
 
     def add(self, stage: str, seconds: float, ended_ago: float = 0.0) -> None:
         """`seconds` were spent in `stage`, which ended `ended_ago` seconds before now."""

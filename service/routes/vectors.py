@@ -50,7 +50,8 @@ async def vectors(request: Request) -> Response:
     asked, upload = await read_parameters(request, VectorsRequest)
     fmt = chosen_format(request)
     found_in = await engine.workers.decode(trace, read_vectors, upload, engine.index.dim, settings.max_vectors)
-    trace.batch = trace.batch or len(found_in) > settings.max_interactive_items
+    if len(found_in) > settings.max_interactive_items:
+        trace.be_patient()
     weight = -(-len(found_in) // _A_SEARCH)
     hits = await engine.search(trace, search_vectors, engine, asked, found_in, weight=weight)
     if fmt == "json":

@@ -244,3 +244,22 @@ def test_large_requests_become_patient(client, engine, galaxy, monkeypatch):
     for count in (most, most + 1):
         assert client.post("/v1/embed/image", content=npy(np.stack([small] * count))).status_code == 200
     assert lanes == [False, True]
+
+
+def test_a_request_that_turns_out_large_has_the_time_of_a_patient_one(client, engine, galaxy, monkeypatch):
+    """The client's own deadline holds all the same."""
+    left = []
+    submit = engine.workers.inference.submit
+
+    def watched(items, group, trace, stage, lane=None):
+        left.append(trace.deadline - time.monotonic())
+        return submit(items, group, trace, stage, lane)
+
+    monkeypatch.setattr(engine.workers.inference, "submit", watched)
+    settings, small = engine.settings, galaxy.pixels[:, 44:108, 44:108]
+    for count in (1, settings.max_interactive_items + 1):
+        body = npy(np.stack([small] * count))
+        assert client.post("/v1/embed/image", content=body).status_code == 200
+    assert client.post("/v1/embed/image", content=body, headers={"x-deadline-ms": "60000"}).status_code == 200
+    assert left[0] <= settings.deadline_s < 60 < settings.batch_deadline_s - 30 < left[1] <= settings.batch_deadline_s
+    assert 30 < left[2] <= 60

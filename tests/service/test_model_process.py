@@ -94,6 +94,17 @@ def test_a_pass_that_hangs_ends_with_its_process(remote, restarts, monkeypatch):
     assert np.isfinite(remote.encode([grid])).all()
 
 
+def test_a_replacement_that_dies_while_it_loads_is_replaced_as_well(remote, restarts):
+    grid = remote.prepare(canary("spectrum"))
+    for _ in range(2):  # the second dies before its model is loaded
+        os.kill(remote.pid, signal.SIGKILL)
+        with pytest.raises(ModelDied):
+            remote.encode([grid])
+    assert len(restarts) == 2
+    restarts.clear()
+    assert np.isfinite(remote.encode([grid])).all()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_services_signals_are_not_its_own(remote, number):
     pid = remote.pid
