@@ -5,6 +5,8 @@
 * A batch is what waits when the worker is free, up to `max_batch`: nothing is held back while it is idle. Only under
   load (the last batch had several items) it waits up to `window_s` for as many again, because the answers just sent
   bring the next requests a moment later, and a batch of one costs several times its share of a batch of many.
+* Where the work is done elsewhere (`ahead`), the next batch is made up and handed over shortly before the one at work
+  ends, so that who works does not wait for this process, which is at its busiest when a batch has just been answered.
 * A batch that raises is halved until the culprit stands alone; only that item fails, with the exception it raised.
 * Items whose request was dropped are not worked on; nor are those past their deadline, which get 429.
 * A worker whose thread is thrown out of its loop is started again. Batches of which nothing succeeded are counted:
@@ -35,12 +37,16 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _NEW = 0.2  # weight of the newest batch in the measured pace
+_AT_ONCE = 8  # requests that go on in one turn of the event loop
+_OVER = 0.8  # of the time expected for the batch at work: then the next is made up, of what waits by then
 
 
 class Batcher(Generic[Item, Result]):
     """See the module.
 
     work(group, items) gives one result an item, in order; a result that is an exception fails its item alone.
+    threads: batches worked at once. ahead: one is, and before it ends another thread hands the next to `work`, which
+    itself takes them in turn.
     max_batch: items of one call. max_waiting: items that may wait; more are refused (OverloadError).
     max_failures: batches in a row without any success after which `problem` speaks; stuck_after_s: likewise for one
     batch that does not end. prepare: run in each thread before its first batch.
@@ -54,6 +60,7 @@ class Batcher(Generic[Item, Result]):
         metrics: Metrics,
         *,
         threads: int = 1,
+        ahead: bool = False,
         max_batch: int = 64,
         max_waiting: int = 2048,
         window_s: float = 0.0,
@@ -70,14 +77,18 @@ class Batcher(Generic[Item, Result]):
         self._ready = threading.Condition()
         self._closed = False
         self._last = 1  # items of the last batch: how many to expect again
-        self._held = False  # somebody waits for a batch to fill
+        self._held = 0  # threads that wait for a batch to fill
         self._since = 0.0  # when the oldest item began to wait
         self._failures = 0
-        self._busy: dict[int, float] = {}  # worker: since when
+        self._busy: dict[int, tuple[float, int]] = {}  # thread: since when, weight of its batch
+        self._at_once, self._ahead = (1 if ahead else threads), ahead
+        self._began = 0.0  # when work on the batch at work began, or ended where there is none
+        self._due = 0.0  # when to make up the next one ahead
         self._pace: dict[int, float] = {}  # seconds an item, by the batch's size (powers of two)
         metrics.queue(name, self.__len__)
         self._threads = [
-            threading.Thread(target=self._live, args=(i,), name=f"{name}-{i}", daemon=True) for i in range(threads)
+            threading.Thread(target=self._live, args=(i,), name=f"{name}-{i}", daemon=True)
+            for i in range(2 if ahead else threads)
         ]
         for thread in self._threads:
             thread.start()
@@ -132,17 +143,31 @@ class Batcher(Generic[Item, Result]):
                 self._since = time.perf_counter()
             for job in jobs:
                 self._waiting.put(job)
-            if not self._held or len(self._waiting) >= min(self._last, self.max_batch):
+            if self._wanted():
                 self._ready.notify()
+
+    def _wanted(self) -> bool:
+        """Whether a thread that waits should look at what came."""
+        if self._ahead and self._busy:
+            return self._worth_it() and time.perf_counter() >= self._due
+        return not self._held or len(self._waiting) >= min(self._last, self.max_batch)
+
+    def _worth_it(self) -> bool:
+        """Whether enough waits to be handed over ahead; of few, more may come while the batch at work ends."""
+        return 2 * len(self._waiting) >= min(self._last, self.max_batch)
 
     def predicted_wait(self, lane: Lane, caller: str, arriving: float = 0.0) -> float:
         """Seconds an item of this caller would wait if it came now; arriving: items known to be on their way."""
         now = time.perf_counter()
         with self._ready:
             ahead = self._waiting.ahead(lane, caller) + arriving
-            batch = self._seconds(self._last)
-            under_way = min((max(0.0, batch - (now - since)) for since in self._busy.values()), default=0.0)
-        return under_way + self._seconds(ahead) / len(self._threads)
+            busy = list(self._busy.values())
+            if self._ahead:  # one after the other
+                under_way = max(0.0, sum(self._seconds(weight) for _, weight in busy) - (now - self._began))
+            else:
+                left = (max(0.0, self._seconds(weight) - (now - since)) for since, weight in busy)
+                under_way = min(left, default=0.0)
+        return under_way + self._seconds(ahead) / self._at_once
 
     def _seconds(self, items: float) -> float:
         """How long so many items take, at the pace of batches as large as they would be made."""
@@ -158,7 +183,7 @@ class Batcher(Generic[Item, Result]):
         """Why this worker should not be relied on, None when it is well."""
         if self._failures >= self.max_failures:
             return f"{self._failures} batches of {self.name} failed in a row"
-        busy = max((time.perf_counter() - since for since in list(self._busy.values())), default=0.0)
+        busy = max((time.perf_counter() - since for since, _ in list(self._busy.values())), default=0.0)
         if busy > self.stuck_after_s:
             return f"{self.name} has been at one batch for {busy:.0f} s"
         return None
@@ -183,7 +208,7 @@ class Batcher(Generic[Item, Result]):
         while not self._closed:
             try:
                 self._prepare()
-                while jobs := self._next():
+                while jobs := self._next(number):
                     self._do(number, jobs)
                     jobs.clear()  # else an idle thread would keep the last batch's index alive
                 return
@@ -191,52 +216,78 @@ class Batcher(Generic[Item, Result]):
                 self._metrics.failure(self.name, "restart")
                 log.exception("the worker %s-%d was thrown out of its loop and starts again", self.name, number)
 
-    def _next(self) -> list[_Job]:
+    def _next(self, number: int) -> list[_Job]:
         """The next batch, waited for; empty when closed."""
         with self._ready:
             while not self._closed:
-                if not len(self._waiting):
-                    self._ready.wait()
-                    continue
-                patience = self._since + self.window_s - time.perf_counter()
-                if self._last > 1 and patience > 0 and len(self._waiting) < min(self._last, self.max_batch):
-                    self._held = True
+                patience = self._patience()
+                if patience is None or patience > 0.0:
+                    holds = patience is not None and not self._busy
+                    self._held += holds
                     self._ready.wait(patience)
-                    self._held = False
+                    self._held -= holds
                     continue
                 jobs = self._waiting.take(self.max_batch)
-                self._last, self._since = len(jobs), time.perf_counter()
-                if len(self._waiting):
+                now = time.perf_counter()
+                self._last, self._since = len(jobs), now
+                self._busy[number] = now, sum(job.weight for job in jobs)
+                if len(self._busy) == 1:
+                    self._begin(now)
+                if self._ahead or len(self._waiting):
                     self._ready.notify()
                 return jobs
         return []
 
+    def _patience(self) -> float | None:
+        """Seconds until the next batch should be made up; None: when somebody comes."""
+        now = time.perf_counter()
+        if self._ahead and self._busy:
+            if now < self._due:
+                return self._due - now
+            return 0.0 if len(self._waiting) and self._worth_it() else None
+        if not len(self._waiting):
+            return None
+        if self._last > 1 and len(self._waiting) < min(self._last, self.max_batch):
+            return max(0.0, self._since + self.window_s - now)
+        return 0.0
+
+    def _begin(self, now: float) -> None:
+        """Work on the batch taken first begins."""
+        self._began = now
+        self._due = now + _OVER * sum(self._seconds(weight) for _, weight in self._busy.values())
+
+    def _end(self, number: int) -> float:
+        """The batch of this thread is worked; when that began."""
+        with self._ready:
+            now = time.perf_counter()
+            since, _ = self._busy.pop(number)
+            began = max(since, self._began) if self._ahead else since
+            self._begin(now)
+            if self._ahead:
+                self._ready.notify()  # who waits for the end of a batch has another one to wait for, or none
+            return began
+
     def _do(self, number: int, taken: list[_Job]) -> None:
         """Work a batch and answer every request in it, whatever happens."""
-        start = time.perf_counter()
-        jobs, late = [], time.monotonic()
-        for job in taken:
-            if job.ticket.dropped:
-                continue
-            job.ticket.taken = min(job.ticket.taken, start)
-            if job.ticket.deadline <= late:
-                self._answer([(job, _too_late())])
-            else:
-                jobs.append(job)
-        if not jobs:
-            return
-        self._busy[number] = start
+        now = time.monotonic()
+        jobs = [job for job in taken if not job.ticket.dropped]
+        late, jobs = [job for job in jobs if job.ticket.deadline <= now], [j for j in jobs if j.ticket.deadline > now]
         results: list[Any] = []
         try:
-            results = self._results(jobs[0].group, jobs)
+            self._answer([(job, _too_late()) for job in late])
+            results = self._results(jobs[0].group, jobs) if jobs else []
         finally:
-            del self._busy[number]
-            self._note(jobs, time.perf_counter() - start, results)  # before the answers: who has one sees it
+            began = self._end(number)
+            self._note(jobs, time.perf_counter() - began, results)  # before the answers: who has one sees it
+            for job in jobs:
+                job.ticket.taken = min(job.ticket.taken, began)
             missing = [RuntimeError(f"{self.name} was interrupted")] * (len(jobs) - len(results))
             self._answer(list(zip(jobs, [*results, *missing], strict=True)))
 
     def _note(self, jobs: Sequence[_Job], seconds: float, results: Sequence[Any]) -> None:
         """What a batch taught: pace, health, culprits."""
+        if not jobs:
+            return
         self._metrics.batch(self.name, len(jobs), seconds)
         weight = sum(job.weight for job in jobs)
         size, pace = _size(min(weight, self.max_batch)), seconds / weight
@@ -330,8 +381,11 @@ class _Job:
 
 
 def _resolve(tickets: Sequence[_Ticket]) -> None:
-    for ticket in tickets:
+    """A few in each turn of the loop: what an answer costs, times a batch, is time in which nobody else is heard."""
+    for ticket in tickets[:_AT_ONCE]:
         ticket.resolve()
+    if len(tickets) > _AT_ONCE:
+        tickets[0].loop.call_soon(_resolve, tickets[_AT_ONCE:])
 
 
 def _requests(jobs: Sequence[_Job]) -> dict[str, Any]:

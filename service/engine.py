@@ -121,7 +121,7 @@ class Engine:
         try:
             index = open_index(settings)  # while the other process loads the model
             _check_provenance(remote.wait(), index)
-            return cls(remote, index, settings, Workers(settings, metrics))
+            return cls(remote, index, settings, Workers(settings, metrics, apart=True))
         except BaseException:
             remote.close()
             raise
@@ -158,7 +158,7 @@ class Engine:
 
         Raises LimitError when the files hold more objects than one request may.
         """
-        jobs = [self.workers.decode(trace, self._prepare, u, modality, options) for u in uploads]
+        jobs = [self.workers.decode(trace, self._prepare, u, modality, options, size=len(u.data)) for u in uploads]
         prepared = [item for items in await asyncio.gather(*jobs) for item in items]
         limit = self.settings.max_items
         if len(prepared) > limit:

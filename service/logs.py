@@ -15,13 +15,15 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable, Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import IO, Any
 
 from service.settings import Settings
 from service.trace import CLIENT_LEFT, Trace, current_trace
 
-__all__ = ["JsonFormatter", "TextFormatter", "access", "configure", "is_json"]
+__all__ = ["AccessLog", "JsonFormatter", "TextFormatter", "configure", "is_json"]
 
 _access = logging.getLogger("astroclip.access")
 
@@ -64,15 +66,43 @@ def configure(settings: Settings, stream: IO[str] | None = None) -> None:
             logger.propagate = True
 
 
-def access(trace: Trace) -> None:
-    """The access line of a request that ended."""
-    status = CLIENT_LEFT if trace.status is None else trace.status
-    if status >= 500:
-        level = logging.ERROR if status == 500 else logging.WARNING
-    else:
-        level = logging.DEBUG if trace.route in _QUIET and status < 400 else logging.INFO
-    if not _access.isEnabledFor(level):
-        return
+class AccessLog:
+    """Called with the trace of every request that ended: writes its access line.
+
+    Of refusals for want of capacity (429) at most `refusals_per_s` are written in a second, and the next of them says
+    how many were not (`unlogged`): a thousand lines a second, all alike, help nobody, and cost what is short then.
+    """
+
+    def __init__(self, refusals_per_s: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.refusals_per_s, self._clock = refusals_per_s, clock
+        self._second, self._written, self._unlogged = 0, 0, 0
+
+    def __call__(self, trace: Trace) -> None:
+        status = CLIENT_LEFT if trace.status is None else trace.status
+        if status >= 500:
+            level = logging.ERROR if status == 500 else logging.WARNING
+        else:
+            level = logging.DEBUG if trace.route in _QUIET and status < 400 else logging.INFO
+        if not _access.isEnabledFor(level):
+            return
+        if status != 429:
+            _write(level, trace, status)
+        elif self._may():
+            unlogged, self._unlogged = self._unlogged, 0
+            _write(level, trace, status, {"unlogged": unlogged} if unlogged else {})
+        else:
+            self._unlogged += 1
+
+    def _may(self) -> bool:
+        """Whether another refusal may be written in this second."""
+        second = int(self._clock())
+        if second != self._second:
+            self._second, self._written = second, 0
+        self._written += 1
+        return self._written <= self.refusals_per_s
+
+
+def _write(level: int, trace: Trace, status: int, extra: Mapping[str, Any] = MappingProxyType({})) -> None:
     duration = round(1000.0 * trace.seconds, 2)
     fields: dict[str, Any] = {
         "method": trace.method,
@@ -85,6 +115,7 @@ def access(trace: Trace) -> None:
     }
     if trace.error is not None:
         fields["code"] = trace.error
+    fields.update(extra)
     _access.log(level, "%s %s %d in %.1f ms", trace.method, trace.route, status, duration, extra=fields)
 
 

@@ -202,7 +202,13 @@ class Settings(BaseSettings):
         description="How long an input that made the model fail, where others of its batch did not, is refused without "
         "another pass: clients repeat what failed; 0 never refuses.",
     )
-    decode_threads: int = Field(default=2, ge=1, le=64, description="Threads that read uploads while the model runs.")
+    decode_threads: int = Field(
+        default=2,
+        ge=1,
+        le=64,
+        description="Threads that read uploads while the model runs. Of two or more, one is for what takes long: files "
+        "above 1 MiB and patient requests. More than two read little more, since Python computes in one at a time.",
+    )
     search_threads: int = Field(default=2, ge=1, le=64, description="Threads that search the index.")
     canary_interval_s: float = Field(
         default=10.0, ge=0, description="Age at which /readyz asks the model its known question again."
@@ -292,6 +298,12 @@ class Settings(BaseSettings):
     access_log: bool = Field(
         default=True,
         description="One line a request; it costs some 25 microseconds. Off, warnings and errors are still logged.",
+    )
+    max_refusals_logged_per_s: int = Field(
+        default=20,
+        ge=0,
+        description="Access lines a second of requests refused for want of capacity (429); the next says how many were "
+        "left out. Under overload there would be thousands, all alike. Metrics count every one.",
     )
     telemetry: Literal["auto", "on", "off"] = Field(
         default="auto",

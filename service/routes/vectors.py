@@ -49,7 +49,9 @@ async def vectors(request: Request) -> Response:
     engine, trace, settings = engine_of(request), trace_of(request), settings_of(request)
     asked, upload = await read_parameters(request, VectorsRequest)
     fmt = chosen_format(request)
-    found_in = await engine.workers.decode(trace, read_vectors, upload, engine.index.dim, settings.max_vectors)
+    found_in = await engine.workers.decode(
+        trace, read_vectors, upload, engine.index.dim, settings.max_vectors, size=len(upload.data)
+    )
     if len(found_in) > settings.max_interactive_items:
         trace.be_patient()
     weight = -(-len(found_in) // _A_SEARCH)

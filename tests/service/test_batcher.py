@@ -218,13 +218,14 @@ def test_predicted_wait_is_items_ahead_times_pace(make, work):
         batcher._pace = {1: 0.5, 8: 0.1}
         assert batcher.predicted_wait(Lane.interactive, "me") == 0.0
         first, tasks = await held(batcher, work, *[ask(batcher, [i]) for i in range(20)])
+        at_work = dict(batcher._busy)
         batcher._busy.clear()
         waits = [
             batcher.predicted_wait(lane, who) for lane in (Lane.interactive, Lane.health) for who in ("anonymous",)
         ]
         arriving = batcher.predicted_wait(Lane.interactive, "anonymous", arriving=10)
         other = batcher.predicted_wait(Lane.interactive, "somebody else")
-        batcher._busy[0] = time.perf_counter()
+        batcher._busy.update(at_work)
         work.gate.set()
         await asyncio.gather(first, *tasks)
         return waits, arriving, other
@@ -292,16 +293,152 @@ def test_metrics_tell_size_and_failures(make, work):
     assert 'astroclip_queue_items{worker="test"} 0.0' in text
 
 
-def test_threads_that_read_give_way_to_the_model():
-    import os
+class Turning(Doubling):
+    """As what batches are handed to ahead: takes them in turn, and each takes `seconds`."""
 
-    from service.settings import Settings
-    from service.workers import Workers
+    def __init__(self, seconds: float = 0.0) -> None:
+        super().__init__()
+        self.turn, self.seconds = threading.Lock(), seconds
 
-    workers = Workers(Settings())
-    try:
-        mine = os.getpriority(os.PRIO_PROCESS, 0)
-        read = asyncio.run(workers.decode(Trace(), lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
-        assert read > mine == os.getpriority(os.PRIO_PROCESS, 0)
-    finally:
-        workers.close()
+    def __call__(self, group, items):
+        with self.turn:
+            time.sleep(self.seconds)
+            return super().__call__(group, items)
+
+
+@pytest.fixture
+def ahead(make, work, monkeypatch):
+    """A batcher that hands batches over ahead, and those it has handed over."""
+    handed = []
+
+    def noted(group, items):
+        handed.append(list(items))
+        return Doubling.__call__(work, group, items)
+
+    def batcher(pace=0.0, **options):
+        one = make(ahead=True, **options)
+        one._work, one._pace = noted, {1: pace}
+        return one
+
+    return batcher, handed
+
+
+def test_ahead_one_batch_is_handed_over_while_another_is_at_work_and_no_third(ahead, work):
+    make, handed = ahead
+
+    async def run():
+        batcher = make(max_batch=4)
+        work.gate.clear()
+        first = asyncio.create_task(ask(batcher, [0]))
+        await until(lambda: handed)
+        rest = [asyncio.create_task(ask(batcher, [i])) for i in range(1, 13)]
+        await until(lambda: len(handed) == 2)
+        await asyncio.sleep(0.05)
+        assert len(handed) == 2 and len(batcher) + len(handed[1]) == 12
+        work.gate.set()
+        return await asyncio.gather(first, *rest)
+
+    assert asyncio.run(run()) == [[2 * i] for i in range(13)]
+
+
+def test_ahead_few_are_left_until_the_batch_at_work_ends(ahead, work):
+    make, handed = ahead
+
+    async def run():
+        batcher = make()
+        work.gate.clear()
+        first = asyncio.create_task(ask(batcher, list(range(8))))
+        await until(lambda: handed)
+        few = [asyncio.create_task(ask(batcher, [i])) for i in range(3)]
+        await asyncio.sleep(0.05)
+        assert len(handed) == 1
+        few.append(asyncio.create_task(ask(batcher, [3])))
+        await until(lambda: len(handed) == 2)
+        work.gate.set()
+        await asyncio.gather(first, *few)
+
+    asyncio.run(run())
+    assert handed[1] == [0, 1, 2, 3]
+
+
+def test_ahead_is_shortly_before_the_batch_at_work_should_end(ahead, work):
+    make, handed = ahead
+
+    async def run():
+        batcher = make(pace=0.25)
+        work.gate.clear()
+        start = time.perf_counter()
+        first = asyncio.create_task(ask(batcher, [0]))
+        await until(lambda: handed)
+        tasks = [asyncio.create_task(ask(batcher, [i])) for i in range(5)]
+        await asyncio.sleep(0.1)
+        assert len(handed) == 1
+        await until(lambda: len(handed) == 2)
+        waited = time.perf_counter() - start
+        work.gate.set()
+        await asyncio.gather(first, *tasks)
+        return waited
+
+    assert asyncio.run(run()) >= 0.2 and handed[1] == list(range(5))
+
+
+def test_ahead_pace_and_times_do_not_count_the_wait_behind_another_batch(make, monkeypatch):
+    monkeypatch.setattr("service.batcher._OVER", 0.0)
+
+    async def run():
+        batcher = make(ahead=True, max_batch=1)
+        batcher._work = Turning(0.05)
+        await ask(batcher, [0])
+        traces = [Trace() for _ in range(8)]
+        await asyncio.gather(*(ask(batcher, [i], trace=trace) for i, trace in enumerate(traces)))
+        return batcher._pace[1], max(trace.ms["inference"] for trace in traces), traces[-1].ms["queue"]
+
+    pace, slowest, queued = asyncio.run(run())
+    assert pace < 0.08 and slowest < 90 and queued > 250
+
+
+def test_ahead_what_waits_for_two_batches_is_predicted(ahead, work):
+    make, handed = ahead
+
+    async def run():
+        batcher = make(max_batch=1)
+        work.gate.clear()
+        tasks = [asyncio.create_task(ask(batcher, [i])) for i in range(3)]
+        await until(lambda: len(handed) == 2)
+        batcher._pace = {1: 10.0}
+        wait = batcher.predicted_wait(Lane.interactive, "anonymous")
+        work.gate.set()
+        await asyncio.gather(*tasks)
+        return wait
+
+    assert 29.0 < asyncio.run(run()) <= 30.0
+
+
+def test_ahead_every_item_is_answered_once_under_load(make):
+    async def run():
+        batcher = make(ahead=True, max_batch=7, window_s=0.002)
+        batcher._work = Turning(0.002)
+
+        async def client(number):
+            return [(await ask(batcher, [number * 100 + i], group=number % 2))[0] for i in range(30)]
+
+        return await asyncio.wait_for(asyncio.gather(*map(client, range(16))), 30)
+
+    for number, answers in enumerate(asyncio.run(run())):
+        assert answers == [2 * (number * 100 + i) for i in range(30)]
+
+
+def test_a_full_batch_does_not_hold_the_event_loop(make):
+    """Requests that were answered together go on a few in each turn."""
+    from service.batcher import _AT_ONCE, _resolve, _Ticket
+
+    async def run():
+        tickets = [_Ticket(asyncio.get_running_loop(), 0.0, "") for _ in range(3 * _AT_ONCE)]
+        _resolve(tickets)
+        done = []
+        while not done or done[-1] < len(tickets):
+            done.append(sum(ticket.answered.done() for ticket in tickets))
+            await asyncio.sleep(0)
+        return done
+
+    assert asyncio.run(run()) == [8, 16, 24]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -48,6 +49,13 @@ def ends(pid, seconds=10.0):
     return True
 
 
+def wait_until(condition, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.002)
+
+
 @pytest.mark.parametrize("modality", ["image", "spectrum"])
 @pytest.mark.parametrize("count", [1, 5])
 def test_vectors_are_those_of_the_model_here(remote, tiny_embedder, modality, count):
@@ -81,6 +89,37 @@ def test_a_process_that_is_killed_is_replaced(remote, restarts):
         remote.encode([grid])
     assert remote.pid != pid and restarts.pop() and not restarts
     assert np.isfinite(remote.encode([grid])).all()
+
+
+def test_two_threads_have_a_batch_there_and_each_gets_its_own_answer(remote, tiny_embedder):
+    grids = {"image": remote.prepare(canary("image")), "spectrum": remote.prepare(canary("spectrum"))}
+    wanted = {modality: tiny_embedder.encode([grid])[0] for modality, grid in grids.items()}
+
+    def ask(number):
+        modality, count = ("image", "spectrum")[number % 2], 1 + number % 5
+        found = remote.encode([grids[modality]] * count)
+        return found.shape == (count, remote.dim) and np.allclose(found, wanted[modality], atol=1e-6)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(ask, range(60)))
+    assert not remote._line
+
+
+def test_a_batch_behind_one_that_ended_the_process_is_done_by_the_next(remote, restarts):
+    """Whatever was at work may be at fault; what was not yet, is not."""
+    grid, pid = remote.prepare(canary("spectrum")), remote.pid
+    os.kill(pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(remote.encode, [grid])
+        wait_until(lambda: len(remote._line) == 1)
+        second = pool.submit(remote.encode, [grid])
+        wait_until(lambda: len(remote._line) == 2)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(ModelDied):
+            first.result(60)
+        assert np.isfinite(second.result(60)).all()
+    assert restarts == [1] and not remote._line
+    restarts.clear()
 
 
 def test_a_pass_that_hangs_ends_with_its_process(remote, restarts, monkeypatch):

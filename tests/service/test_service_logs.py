@@ -21,6 +21,8 @@ from service import logs
 from service.app import make_app
 from service.engine import Engine
 from service.keys import changing, new_key
+from service.logs import AccessLog
+from service.trace import Trace
 
 LOUD = "\n2026-01-01T00:00:00.000Z CRITICAL forged\x1b[31m\u2028\x85{}"
 
@@ -139,6 +141,28 @@ def test_the_access_line_can_be_turned_off(asking):
     client, stream = asking(access_log=False)
     client.get("/nowhere")
     assert not stream.access()
+
+
+def test_of_refusals_for_want_of_capacity_so_many_a_second_are_logged_and_the_rest_counted(configured):
+    _, stream = configured("json")
+    now = [10.0]
+    log = AccessLog(2, clock=lambda: now[0])
+
+    def ended(status):
+        log(Trace(method="POST", route="/v1/search", status=status))
+
+    for status in (429, 429, 429, 200, 429, 400):
+        ended(status)
+    assert [(line["status"], "unlogged" in line) for line in stream.access()] == [
+        (429, False),
+        (429, False),
+        (200, False),
+        (400, False),
+    ]
+    now[0] = 11.0
+    for _ in range(2):
+        ended(429)
+    assert [line.get("unlogged") for line in stream.access()[4:]] == [2, None]
 
 
 def test_level_binds(asking):
