@@ -53,4 +53,6 @@ def _number(value: Any) -> str:
         return "–" if value is None else str(value)
     if float(value).is_integer() and abs(value) < 1e9:
         return f"{int(value):,}"
+    if math.fabs(value) >= 1000:
+        return f"{value:,.0f}"
     return f"{value:.1e}" if value and math.fabs(value) < 1e-3 else f"{value:.3g}"

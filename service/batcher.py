@@ -20,6 +20,7 @@ import logging
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -77,7 +78,8 @@ class Batcher(Generic[Item, Result]):
         self._ready = threading.Condition()
         self._closed = False
         self._last = 1  # items of the last batch: how many to expect again
-        self._held = 0  # threads that wait for a batch to fill
+        # Threads that wait until a time, for a batch to fill or for the next to be due: not to be woken for less.
+        self._timed: Counter[str | None] = Counter()
         self._since = 0.0  # when the oldest item began to wait
         self._failures = 0
         self._busy: dict[int, tuple[float, int]] = {}  # thread: since when, weight of its batch
@@ -149,8 +151,8 @@ class Batcher(Generic[Item, Result]):
     def _wanted(self) -> bool:
         """Whether a thread that waits should look at what came."""
         if self._ahead and self._busy:
-            return self._worth_it() and time.perf_counter() >= self._due
-        return not self._held or len(self._waiting) >= min(self._last, self.max_batch)
+            return self._worth_it() and not self._timed["due"]
+        return not self._timed["fill"] or len(self._waiting) >= min(self._last, self.max_batch)
 
     def _worth_it(self) -> bool:
         """Whether enough waits to be handed over ahead; of few, more may come while the batch at work ends."""
@@ -222,10 +224,10 @@ class Batcher(Generic[Item, Result]):
             while not self._closed:
                 patience = self._patience()
                 if patience is None or patience > 0.0:
-                    holds = patience is not None and not self._busy
-                    self._held += holds
+                    reason = None if patience is None else "due" if self._busy else "fill"
+                    self._timed[reason] += 1
                     self._ready.wait(patience)
-                    self._held -= holds
+                    self._timed[reason] -= 1
                     continue
                 jobs = self._waiting.take(self.max_batch)
                 now = time.perf_counter()
@@ -233,7 +235,7 @@ class Batcher(Generic[Item, Result]):
                 self._busy[number] = now, sum(job.weight for job in jobs)
                 if len(self._busy) == 1:
                     self._begin(now)
-                if self._ahead or len(self._waiting):
+                if len(self._waiting):
                     self._ready.notify()
                 return jobs
         return []
@@ -242,9 +244,7 @@ class Batcher(Generic[Item, Result]):
         """Seconds until the next batch should be made up; None: when somebody comes."""
         now = time.perf_counter()
         if self._ahead and self._busy:
-            if now < self._due:
-                return self._due - now
-            return 0.0 if len(self._waiting) and self._worth_it() else None
+            return max(0.0, self._due - now) if len(self._waiting) and self._worth_it() else None
         if not len(self._waiting):
             return None
         if self._last > 1 and len(self._waiting) < min(self._last, self.max_batch):
@@ -263,15 +263,14 @@ class Batcher(Generic[Item, Result]):
             since, _ = self._busy.pop(number)
             began = max(since, self._began) if self._ahead else since
             self._begin(now)
-            if self._ahead:
-                self._ready.notify()  # who waits for the end of a batch has another one to wait for, or none
             return began
 
     def _do(self, number: int, taken: list[_Job]) -> None:
         """Work a batch and answer every request in it, whatever happens."""
         now = time.monotonic()
-        jobs = [job for job in taken if not job.ticket.dropped]
-        late, jobs = [job for job in jobs if job.ticket.deadline <= now], [j for j in jobs if j.ticket.deadline > now]
+        awaited = [job for job in taken if not job.ticket.dropped]
+        late = [job for job in awaited if job.ticket.deadline <= now]
+        jobs = [job for job in awaited if job.ticket.deadline > now]
         results: list[Any] = []
         try:
             self._answer([(job, _too_late()) for job in late])

@@ -22,7 +22,6 @@ import contextlib
 import ctypes
 import logging
 import os
-import select
 import signal
 import socket
 import struct
@@ -226,8 +225,9 @@ class DrainingServer(uvicorn.Server):
         return protocol
 
     def _close_idle(self) -> None:
+        connection: Any  # `service.connections.BoundedProtocol`
         for connection in list(self.server_state.connections):
-            if _idle(connection):
+            if connection.idle:
                 connection.transport.close()
 
 
@@ -238,15 +238,6 @@ def _accept_no_more(listening: Any) -> None:
     program = struct.pack("HP", 1, ctypes.addressof(instruction))
     with contextlib.suppress(OSError):  # another system, or forbidden: then those few milliseconds remain
         listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
-
-
-def _idle(connection: Any) -> bool:
-    """No request at work or half received, and nothing in the socket that was not read yet."""
-    if not connection.idle:
-        return False
-    poll = select.poll()
-    poll.register(connection.transport.get_extra_info("socket").fileno(), select.POLLIN)
-    return not poll.poll(0)
 
 
 def serve(app: FastAPI, settings: Settings, close: Callable[[], None]) -> int:

@@ -17,14 +17,21 @@ from service.settings import Settings
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
 LARGE = 50_000_000
+STALL_S, KEEP_S = 0.3, 1
+SERVERS: list[uvicorn.Server] = []
 
 
 async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]
-    """Reads the body, answers 200; /large with more than any buffer holds."""
+    """Reads the body, answers 200; /large with more than any buffer holds, /stall when idle times end unseen."""
     if scope["type"] == "lifespan":
         return
     while (await receive()).get("more_body"):
         pass
+    if scope["path"] == "/stall":
+        time.sleep(STALL_S)  # the whole loop
+        for connection in list(SERVERS[0].server_state.connections):
+            if connection.cycle and connection.cycle.response_complete:
+                connection.timeout_keep_alive_handler()
     body = b"x" * LARGE if scope["path"] == "/large" else b"ok"
     headers = [(b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -36,9 +43,17 @@ def port() -> Iterator[int]:
     settings = Settings(head_timeout_s=0.4, write_timeout_s=0.4, max_head_bytes=2048, max_connections=20)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, lifespan="off", log_level="critical", **connection_options(settings))
+    config = uvicorn.Config(
+        app, lifespan="off", log_level="critical", timeout_keep_alive=KEEP_S, **connection_options(settings)
+    )
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), daemon=True)
+    SERVERS[:] = [server]
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:  # uvloop, as in service
+            runner.run(server.serve([listening]))
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
@@ -88,6 +103,32 @@ def test_slow_second_head_on_a_kept_connection(port: int) -> None:
         start = time.monotonic()
         assert connection.recv(4096).startswith(b"HTTP/1.1 408")
         assert 0.3 < time.monotonic() - start < 3
+
+
+def test_an_idle_connection_is_closed(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(GET + b"\r\n")
+        start, found = time.monotonic(), b""
+        while piece := connection.recv(4096):
+            found += piece
+        assert found.endswith(b"ok") and KEEP_S - 0.1 < time.monotonic() - start < KEEP_S + 2
+
+
+def test_a_request_that_came_before_the_end_of_its_idle_time_was_noticed_is_answered(port: int) -> None:
+    with (
+        socket.create_connection(("127.0.0.1", port), 5) as asking,
+        socket.create_connection(("127.0.0.1", port), 5) as idle,
+        socket.create_connection(("127.0.0.1", port), 5) as other,
+    ):
+        for connection in (asking, idle):
+            connection.sendall(GET + b"\r\n")
+            while not connection.recv(4096).endswith(b"ok"):
+                pass
+        other.sendall(GET.replace(b"/", b"/stall", 1) + b"\r\n")
+        time.sleep(STALL_S / 2)
+        asking.sendall(GET + b"\r\n")
+        assert asking.recv(4096).startswith(b"HTTP/1.1 200")
+        assert idle.recv(4096) == b""
 
 
 def test_a_head_that_comes_in_pieces_is_fine(port: int) -> None:
