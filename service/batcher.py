@@ -172,12 +172,16 @@ class Batcher(Generic[Item, Result]):
         return under_way + self._seconds(ahead) / self._at_once
 
     def _seconds(self, items: float) -> float:
-        """How long so many items take, at the pace of batches as large as they would be made."""
+        """How long so many items take, at the best pace of batches no larger than theirs would be.
+
+        The best, because a large batch takes no more an item than a small one, and its own pace may be an old one, that
+        of the warm-up, say, which is never measured again where what is refused for it keeps batches small.
+        """
         if not self._pace or items <= 0:
             return 0.0
         size = _size(min(items, self.max_batch))
-        known = [s for s in self._pace if s <= size] or [min(self._pace)]
-        return items * self._pace[max(known)]
+        known = [s for s in list(self._pace) if s <= size] or [min(self._pace)]
+        return items * min(self._pace[s] for s in known)
 
     # -- health ------------------------------------------------------------------------------------------------------
 

@@ -78,10 +78,10 @@ class Workers:
     def predicted_wait(self, lane: Lane, caller: str, arriving: float) -> float:
         """Seconds a request of this caller would wait in all queues if it came now; arriving: objects of requests that
         are admitted and not yet read."""
-        return (
-            (self.reading.predicted_wait() if lane < Lane.patient else 0.0)
-            + self.inference.predicted_wait(lane, caller, arriving)
-            + self.search.predicted_wait(lane, caller)
+        reading = self.reading.predicted_wait() if lane < Lane.patient else 0.0
+        # Files are read while the model is at work on others, so the slower of the two is what is waited for.
+        return max(reading, self.inference.predicted_wait(lane, caller, arriving)) + self.search.predicted_wait(
+            lane, caller
         )
 
     def problem(self) -> str | None:

@@ -236,6 +236,13 @@ def test_predicted_wait_is_items_ahead_times_pace(make, work):
     assert other == pytest.approx(0.5)  # its turn comes after one of the other's items
 
 
+def test_an_old_pace_of_large_batches_does_not_keep_requests_out(make):
+    batcher = make(max_batch=64)
+    batcher._pace = {1: 0.012, 32: 0.004, 64: 0.015}  # the last one from the warm-up
+    assert batcher._seconds(200) == pytest.approx(200 * 0.004)
+    assert batcher._seconds(8) == pytest.approx(8 * 0.012)
+
+
 def test_failures_in_a_row_end_health_and_a_success_restores_it(make):
     batcher = make(max_failures=3)
     for _ in range(2):
