@@ -172,16 +172,12 @@ class Batcher(Generic[Item, Result]):
         return under_way + self._seconds(ahead) / self._at_once
 
     def _seconds(self, items: float) -> float:
-        """How long so many items take, at the best pace of batches no larger than theirs would be.
-
-        The best, because a large batch takes no more an item than a small one, and its own pace may be an old one, that
-        of the warm-up, say, which is never measured again where what is refused for it keeps batches small.
-        """
-        if not self._pace or items <= 0:
-            return 0.0
-        size = _size(min(items, self.max_batch))
-        known = [s for s in list(self._pace) if s <= size] or [min(self._pace)]
-        return items * min(self._pace[s] for s in known)
+        """How long so many items take, by the batches there were: no longer than at the pace of any of them, nor than a
+        larger one took. Some of these are old, and the first of all is slow; what is refused for such a one never
+        becomes the batch that would teach better."""
+        return (
+            min((max(items, size) * pace for size, pace in list(self._pace.items())), default=0.0) if items > 0 else 0.0
+        )
 
     # -- health ------------------------------------------------------------------------------------------------------
 

@@ -236,11 +236,20 @@ def test_predicted_wait_is_items_ahead_times_pace(make, work):
     assert other == pytest.approx(0.5)  # its turn comes after one of the other's items
 
 
-def test_an_old_pace_of_large_batches_does_not_keep_requests_out(make):
+@pytest.mark.parametrize(
+    ("pace", "items", "seconds"),
+    [
+        ({1: 0.012, 32: 0.004, 64: 0.015}, 200, 200 * 0.004),  # that of 64 from the warm-up
+        ({1: 0.012, 32: 0.004, 64: 0.015}, 8, 8 * 0.012),
+        ({1: 0.19, 32: 0.006}, 16, 32 * 0.006),  # that of 1 from the first pass of all
+        ({1: 0.19, 32: 0.006}, 0, 0.0),
+        ({}, 5, 0.0),
+    ],
+)
+def test_an_old_pace_keeps_nobody_out(make, pace, items, seconds):
     batcher = make(max_batch=64)
-    batcher._pace = {1: 0.012, 32: 0.004, 64: 0.015}  # the last one from the warm-up
-    assert batcher._seconds(200) == pytest.approx(200 * 0.004)
-    assert batcher._seconds(8) == pytest.approx(8 * 0.012)
+    batcher._pace = pace
+    assert batcher._seconds(items) == pytest.approx(seconds)
 
 
 def test_failures_in_a_row_end_health_and_a_success_restores_it(make):
