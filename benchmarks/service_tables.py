@@ -18,6 +18,7 @@ NAMES = {
     "searching": "vector search",
     "overload": "overload",
     "poison": "one bad object in 64",
+    "poison_strangers": "the same, each never seen before",
     "soak": "mixed traffic for long",
 }
 SIGNS = {"least": "≥ ", "most": "≤ ", None: ""}

@@ -9,6 +9,10 @@ requests take turns, and the price is the loss of good answers a second, among t
     nan      the model's answer is NaN for one object
     early    the pass raises before it worked: an index or shape error
     late     the pass raises after it worked: the worst there is, since the work of the whole batch is lost
+
+The bad object is the same each time, as a client's that tries again: the service knows it from the second time on
+(`service.quarantine`). With --strangers it is not to know anything, so that every batch is taken apart anew; what that
+costs has a file of its own.
 """
 
 from __future__ import annotations
@@ -92,6 +96,7 @@ def main() -> int:
     options_of.add_argument("--fault", action="append", choices=FAULTS)
     options_of.add_argument("--seconds", type=float, default=8.0, help="of a run")
     options_of.add_argument("--rounds", type=int, default=4)
+    options_of.add_argument("--strangers", action="store_true", help="as if no bad object came twice")
     arguments = options_of.parse_args()
     started = time.perf_counter()
     seconds, rounds = (3.0, 1) if arguments.short else (arguments.seconds, arguments.rounds)
@@ -100,13 +105,17 @@ def main() -> int:
         environment = {"ASTROCLIP_FAULT": fault}
         where = options(arguments)
         where["settings"]["model_process"] = False  # the fault is put into the process that serves
+        if arguments.strangers:
+            where["settings"]["quarantine_s"] = 0
         with Server(**where, module="benchmarks.chaos.poisoned", environment=environment) as server:
             results[fault] = measured(server, fault, seconds, rounds)
     marks = {}
     for fault, found in results.items():
         marks[f"{fault}: others differ by"] = mark(found["apart"], ALIKE, "most")
         marks[f"{fault}: throughput lost"] = mark(found["loss"]["median"], LOSS, "most")
-    return report(arguments.out, "poison", started, marks, {"batch": BATCH, "faults": results})
+    return report(
+        arguments.out, "poison", started, marks, {"batch": BATCH, "strangers": arguments.strangers, "faults": results}
+    )
 
 
 if __name__ == "__main__":
