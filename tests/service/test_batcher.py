@@ -216,6 +216,7 @@ def test_predicted_wait_is_items_ahead_times_pace(make, work):
         for size in (8, 8, 8):
             await ask(batcher, list(range(size)))
         batcher._pace = {1: 0.5, 8: 0.1}
+        work.batches.clear()  # so that `held` waits for its own
         assert batcher.predicted_wait(Lane.interactive, "me") == 0.0
         first, tasks = await held(batcher, work, *[ask(batcher, [i]) for i in range(20)])
         at_work = dict(batcher._busy)
