@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import struct
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -74,13 +75,20 @@ def _header(data: bytes, limits: ReaderLimits) -> tuple[tuple[int, ...], bool, n
         raise ValueError(f"its header has {length:,} bytes; at most {limits.max_npy_header:,} are read")
     if length > len(data) - begin:
         raise ValueError("its header is cut")
-    fields = ast.literal_eval(data[begin : begin + length].decode("latin-1").strip())
+    return *_fields(data[begin : begin + length]), begin + length
+
+
+@lru_cache(maxsize=256)
+def _fields(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """(shape, in Fortran's order, dtype). Remembered, since arrays come in few shapes, parsing one takes ten times what
+    all else here does, and `literal_eval` leaves a cycle of references each time."""
+    fields = ast.literal_eval(header.decode("latin-1").strip())
     if not isinstance(fields, dict) or set(fields) != {"descr", "fortran_order", "shape"}:
         raise ValueError("its header does not say descr, fortran_order and shape")
     shape, fortran = fields["shape"], fields["fortran_order"]
     if not isinstance(shape, tuple) or not all(type(n) is int for n in shape) or not isinstance(fortran, bool):
         raise ValueError(f"its header has shape {shape!r:.60} and fortran_order {fortran!r:.20}")
-    return shape, fortran, npy_format.descr_to_dtype(fields["descr"]), begin + length
+    return shape, fortran, npy_format.descr_to_dtype(fields["descr"])
 
 
 def is_spectrum_shape(shape: tuple[int, ...]) -> bool:
