@@ -17,6 +17,8 @@ Messages have three parts: what was found, what is wanted, how to mend it.
 
 from __future__ import annotations
 
+from typing import Self
+
 __all__ = [
     "AccessError",
     "AstroClipError",
@@ -55,6 +57,19 @@ class AstroClipError(Exception):
         self.code = code or self.default_code
         self.field = field
         self.limit = limit
+
+    def without_frames(self) -> Self:
+        """Itself, for those who keep it, without the frames it went through and those of what caused it: they hold the
+        bytes that were read and often the error, too, so that only the garbage collector would free them."""
+        rest: list[BaseException | None] = [self]
+        seen = set()
+        while rest:
+            part = rest.pop()
+            if part is not None and id(part) not in seen:  # one that is raised again may be a cause of its own cause
+                seen.add(id(part))
+                part.__traceback__ = None
+                rest += (part.__cause__, part.__context__)
+        return self
 
 
 class InputError(AstroClipError):

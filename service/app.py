@@ -33,6 +33,12 @@ __all__ = ["make_app"]
 
 log = logging.getLogger("astroclip.service")
 
+# Of the garbage collector, for (containers more than at the last collection, young ones, middle ones); Python's are
+# (700, 10, 10). What requests leave is freed as they end, but for a few headers of astropy's: it holds no arrays, so it
+# may wait. But each collection looks at all that is at work, too, and nobody is answered meanwhile: under overload
+# every two seconds for 50 ms, now not at all.
+GC_THRESHOLDS = (100_000, 10, 10)
+
 
 def make_app(
     settings: Settings | None = None, engine: Engine | None = None, telemetry: Telemetry | None = None
@@ -63,8 +69,11 @@ def make_app(
         # which nobody is answered.
         gc.collect()
         gc.freeze()
+        thresholds = gc.get_threshold()
+        gc.set_threshold(*GC_THRESHOLDS)
         app.state.swapper.start()
         yield
+        gc.set_threshold(*thresholds)
         gc.unfreeze()  # libraries that count what is left at the end would complain
         await app.state.swapper.stop()
         if own:

@@ -192,14 +192,14 @@ class Engine:
                     options=options.spectrum,
                 )
         except AstroClipError as error:
-            return [Prepared(modality, upload.name, error=error)]
+            return [Prepared(modality, upload.name, error=error.without_frames())]
         return [self._prepare_item(item, modality, upload) for item in items]
 
     def _prepare_item(self, item: Image | Spectrum, modality: Modality, upload: Upload) -> Prepared:
         try:
             grid = self.embedder.prepare(item)
         except AstroClipError as error:
-            return Prepared(modality, upload.name, item.without_data(), error=error, upload=upload)
+            return Prepared(modality, upload.name, item.without_data(), error=error.without_frames(), upload=upload)
         if self.workers.quarantine.holds(grid):
             return Prepared(modality, upload.name, item.without_data(), error=_no_vector(modality), upload=upload)
         return Prepared(modality, upload.name, item.without_data(), grid, upload=upload)

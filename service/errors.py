@@ -117,6 +117,7 @@ def error_response(
 
 
 def from_astroclip(error: AstroClipError, request_id: str) -> JSONResponse:
+    error.without_frames()
     headers = {}
     if isinstance(error, OverloadError):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
