@@ -28,6 +28,7 @@ def connection_options(settings: Settings) -> dict[str, Any]:
     return {
         "http": type("BoundedProtocol", (BoundedProtocol,), bounds),
         "limit_concurrency": settings.max_connections,
+        "timeout_keep_alive": settings.keep_alive_s,
     }
 
 

@@ -233,6 +233,12 @@ class Settings(BaseSettings):
         gt=0,
         description="A client that reads nothing of its answer for so long is cut off: as long as a body may take.",
     )
+    keep_alive_s: float = Field(
+        default=75.0,
+        gt=0,
+        description="An idle connection is closed after so long. More than the minute after which load balancers and "
+        "client libraries close theirs: who closes first never meets a request that is on its way.",
+    )
     max_head_bytes: int = Field(
         default=65536,
         ge=1024,

@@ -40,12 +40,12 @@ async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    settings = Settings(head_timeout_s=0.4, write_timeout_s=0.4, max_head_bytes=2048, max_connections=20)
+    settings = Settings(
+        head_timeout_s=0.4, write_timeout_s=0.4, keep_alive_s=KEEP_S, max_head_bytes=2048, max_connections=20
+    )
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        app, lifespan="off", log_level="critical", timeout_keep_alive=KEEP_S, **connection_options(settings)
-    )
+    config = uvicorn.Config(app, lifespan="off", log_level="critical", **connection_options(settings))
     server = uvicorn.Server(config)
     SERVERS[:] = [server]
 
