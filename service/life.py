@@ -25,7 +25,6 @@ import os
 import signal
 import socket
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -47,15 +46,12 @@ from service.trace import Trace
 if TYPE_CHECKING:
     from service.engine import Engine
 
-__all__ = ["SWITCH_S", "Drain", "DrainingServer", "Life", "serve", "warm_up"]
+__all__ = ["Drain", "DrainingServer", "Life", "serve", "warm_up"]
 
 log = logging.getLogger("astroclip.service")
 
 _QUIET_S = 0.5  # an idle connection is closed when no request came on it for so long after the last was accepted
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python has no name for it
-# Python's lock goes from a thread that reads a file to the event loop after so long, which is 5 ms by default, and the
-# loop gives it away many times in a request: measured, refusals took twice as long at the 99th percentile.
-SWITCH_S = 0.0005
 _CUT_S = 2.0  # for the 503s to be written
 _CLOSE_S = 5.0  # for workers to end; a thread at work cannot be interrupted
 _STOPPING = "The service is stopping. Try again in a few seconds; another one may answer."
@@ -253,7 +249,6 @@ def serve(app: FastAPI, settings: Settings, close: Callable[[], None]) -> int:
         **connection_options(settings),
     )
     server = DrainingServer(config, app.state.life, settings)
-    sys.setswitchinterval(SWITCH_S)
     try:
         server.run()
     finally:

@@ -2,8 +2,7 @@
 
 Python's lock lets one thread compute at a time, and the event loop, which gives it away several times in a request,
 waits each time behind every thread that wants it. Two that read files read no more in a second than one (but for large
-images), and hold the loop up for twice as long: measured on two cores, 1,250 refusals a second took 65 to 130 ms at the
-99th percentile beside two, 45 ms beside one. What a second thread is for is that a large file holds nobody up.
+images), and hold the loop up for longer. What a second thread is for is that a large file holds nobody up.
 
 They give way to the model and the event loop where cores are short, since their work waits for both: their share is
 smaller, and a file that comes does not interrupt a pass (SCHED_BATCH, see sched(7)).

@@ -18,7 +18,7 @@ from survey import npy
 
 from service.app import make_app
 from service.engine import Engine
-from service.life import SWITCH_S, Drain, DrainingServer, Life, serve
+from service.life import Drain, Life
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -91,16 +91,6 @@ def test_inputs_that_make_the_model_fail_do_not_end_readiness(fresh, settings, g
         fail_often(client, fresh, npy(galaxy.pixels))
         assert client.get("/readyz").status_code == 200
         assert fresh.workers.problem() is None
-
-
-def test_serving_python_gives_its_lock_to_the_event_loop_soon(settings, engine, monkeypatch):
-    before, found = sys.getswitchinterval(), []
-    monkeypatch.setattr(DrainingServer, "run", lambda self: found.append(sys.getswitchinterval()))
-    try:
-        assert serve(make_app(settings, engine), settings, lambda: None) == 0
-    finally:
-        sys.setswitchinterval(before)
-    assert found == [pytest.approx(SWITCH_S)] and SWITCH_S < before
 
 
 def test_what_is_cut_gets_503_and_what_has_begun_does_not(settings):
