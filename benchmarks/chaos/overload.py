@@ -165,7 +165,7 @@ def _with(ask: Ask, headers: Mapping[str, str]) -> Ask:
 def main() -> int:
     options_of = parser(__doc__, "overload")
     options_of.add_argument("--seconds", type=float, default=60.0, help="of the storm")
-    options_of.add_argument("--rounds", type=int, default=3, help="of storms of single spectra")
+    options_of.add_argument("--rounds", type=int, default=5, help="of storms of single spectra")
     arguments = options_of.parse_args()
     started = time.perf_counter()
     seconds, calm, rounds = (15.0, 6.0, 1) if arguments.short else (arguments.seconds, 12.0, arguments.rounds)
