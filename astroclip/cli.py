@@ -10,6 +10,7 @@ that cannot be used (`AstroClipError`); 130 interrupted.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated
@@ -67,6 +68,10 @@ def build_app() -> typer.Typer:
 
 def main() -> None:
     """Run the command line; console script ``astroclip``."""
+    # Before NumPy is imported: after every product of matrices the threads of its BLAS turn on the spot for a tenth of
+    # a second, in case there is another (2^28 cycles), which a service that searches now and then pays with a core.
+    # 2^4 is the least that OpenBLAS takes; they sleep then, and wake in microseconds.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     try:
         build_app()(prog_name="astroclip")
     except AstroClipError as error:
