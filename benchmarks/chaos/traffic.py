@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import uvloop
 
 from benchmarks.chaos.answers import Answers
 
@@ -152,7 +153,8 @@ class Traffic:
 
 def _child() -> None:
     port, plan = pickle.loads(sys.stdin.buffer.read())
-    answers = asyncio.run(_Sender(port, plan).run())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        answers = runner.run(_Sender(port, plan).run())
     sys.stdout.buffer.write(pickle.dumps(answers))
     sys.stdout.flush()
 
