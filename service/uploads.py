@@ -11,13 +11,13 @@ application/octet-stream, count as "no type declared", and the bytes decide.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -59,6 +59,7 @@ _ARRIVES_AS_JSON = (
     "explain",
 )
 _LISTS = ("columns", "properties")
+_CHARSETS = (b"utf-8", b"utf8", b"us-ascii")  # of a form's names and texts; no charset named is UTF-8
 
 
 @dataclass(frozen=True)
@@ -202,13 +203,25 @@ async def _read_multipart(request: Request, kind: type[R], settings: Settings) -
 
 
 async def _form(request: Request, settings: Settings) -> FormData:
-    """Parse the form; files stay in memory, since the body limit already bounds them."""
+    """Parse the form; files stay in memory, since the body limit already bounds them.
+
+    Its texts are decoded in the event loop, with the charset that the client names: some of Python's take quadratic
+    time (punycode: minutes for a megabyte), others give what no answer can hold, so only UTF-8 is taken.
+    """
+    _, said = parse_options_header(request.headers.get("content-type"))
+    charset = said.get(b"charset", _CHARSETS[0]).lower()
+    if charset not in _CHARSETS:
+        raise MalformedRequest(
+            f"The multipart form names the charset {charset.decode('latin-1')[:40]!r}; wanted utf-8, which needs no "
+            "naming.",
+            code="bad_multipart",
+        )
     parser = MultiPartParser(
         request.headers,
         request.stream(),
         max_files=settings.max_files,
         max_fields=8,
-        max_part_size=settings.max_body_bytes,
+        max_part_size=settings.max_json_bytes,  # of parts that are no files: the request itself
     )
     parser.spool_max_size = settings.max_body_bytes + 1
     try:
@@ -221,10 +234,18 @@ async def _form(request: Request, settings: Settings) -> FormData:
                 field="file",
                 limit=settings.max_files,
             ) from None
+        if error.message.startswith("Part exceeded"):
+            raise LimitError(
+                f"A text part of the form holds more than {settings.max_json_bytes:,} bytes. A file needs a file name "
+                "(curl: -F image=@path); a request is shortened by sending many vectors to /v1/search/vectors.",
+                code="json_too_large",
+                limit=settings.max_json_bytes,
+            ) from None
         raise MalformedRequest(f"The multipart form does not parse: {error.message}", code="bad_multipart") from None
-    except (KeyError, UnicodeDecodeError, LookupError):
+    except (KeyError, UnicodeError):
         raise MalformedRequest(
-            "The multipart form does not parse: its boundary or charset is missing or unknown.", code="bad_multipart"
+            "The multipart form does not parse: its boundary is missing, or its names are not UTF-8.",
+            code="bad_multipart",
         ) from None
 
 
@@ -247,8 +268,8 @@ def _from_parameters(request: Request, kind: type[M]) -> M:
             raw[name] = [word.strip() for word in text.split(",") if word.strip()]
         elif name in _ARRIVES_AS_JSON:
             try:
-                raw[name] = json.loads(text)
-            except (ValueError, RecursionError):
+                raw[name] = from_json(text.encode("utf-8", "replace"), allow_inf_nan=True)
+            except ValueError:
                 raise MalformedRequest(
                     f'{name}={text[:60]!r} is not a JSON value; wanted e.g. k=16 or filter={{"column": ...}}.',
                     field=name,
