@@ -2,44 +2,57 @@
 
 What binds bodies (`service.limits`) begins with a request, and uvicorn bounds only the pause between two of them: a
 client that sends a head byte by byte, or nothing, or one without end, or never reads its answer, would hold a
-connection and memory for ever. What request smuggling lives from (Content-Length beside Transfer-Encoding or twice,
-bare line feeds, malformed chunks) httptools refuses; tests/service/test_service_connections.py holds it to that.
+connection and memory for ever. uvicorn's own limit of connections, once reached, refuses every request on every one of
+them, health included; here it is the connection too many that is refused.
+
+What request smuggling lives from (Content-Length beside Transfer-Encoding or twice, bare line feeds, malformed chunks)
+httptools refuses; tests/service/test_service_connections.py holds it to that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import http
+import json
 import select
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.errors import error_body
 from service.settings import Settings
+from service.trace import new_request_id
 
 __all__ = ["connection_options"]
 
-_SLOW, _LONG = b"408 Request Timeout", b"431 Request Header Fields Too Large"
+_LINGER_S = 1.0  # for a client to read why it was refused: closing on unread bytes resets the connection
+_LEAST_READ = 1 << 16  # bytes of an answer that who reads it takes within write_timeout_s: 2 kB a second
 
 
-def connection_options(settings: Settings) -> dict[str, Any]:
-    """Arguments of `uvicorn.Config` that bound connections."""
-    names = ("head_timeout_s", "write_timeout_s", "max_head_bytes")
+def connection_options(settings: Settings, refused: Callable[[str], None] = lambda reason: None) -> dict[str, Any]:
+    """Arguments of `uvicorn.Config` that bound connections. refused: told the code of each refusal, for metrics."""
+    names = ("head_timeout_s", "write_timeout_s", "max_head_bytes", "max_connections")
     bounds = {name: getattr(settings, name) for name in names}
     return {
-        "http": type("BoundedProtocol", (BoundedProtocol,), bounds),
-        "limit_concurrency": settings.max_connections,
+        "http": type("BoundedProtocol", (BoundedProtocol,), {**bounds, "refused": staticmethod(refused)}),
         "timeout_keep_alive": settings.keep_alive_s,
     }
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with bounds for the head of a request and for a client that does not read."""
+    """uvicorn's protocol, with bounds for the head of a request, for a client that does not read, and for how many
+    connections there are."""
 
     head_timeout_s: float
     write_timeout_s: float
     max_head_bytes: int
+    max_connections: int
+    refused: Callable[[str], None]
     _in_head = True  # none, or not all of one, has come
     _head_bytes = 0
+    _closing = False  # refused, and lingering
+    _unwritten = 0  # bytes of an answer that the client had not taken when it was last looked at
     _slow_head: asyncio.TimerHandle | None = None
     _slow_reader: asyncio.TimerHandle | None = None
 
@@ -56,29 +69,54 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._slow_head = self.loop.call_later(self.head_timeout_s, self._refuse, _SLOW)
+        if len(self.connections) > 2 * self.max_connections:  # even those that linger are too many
+            transport.abort()
+        elif len(self.connections) > self.max_connections:
+            self._refuse(
+                503,
+                "too_many_connections",
+                f"{self.max_connections} connections are open, which is all this service takes. Try again in a few "
+                "seconds, and keep connections for several requests.",
+                self.max_connections,
+            )
+        else:
+            self._slow_head = self.loop.call_later(self.head_timeout_s, self._too_slow)
 
     def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return
         super().data_received(data)
         if not self._in_head or self.transport.is_closing():
             return
         self._head_bytes += len(data)
         if self._head_bytes > self.max_head_bytes:
-            self._refuse(_LONG)
+            self._too_long()
 
     def on_message_begin(self) -> None:
+        if self._closing:
+            return
         super().on_message_begin()
         self._in_head, self._head_bytes = True, 0
         if self._slow_head is None:  # not the first request of the connection
-            self._slow_head = self.loop.call_later(self.head_timeout_s, self._refuse, _SLOW)
+            self._slow_head = self.loop.call_later(self.head_timeout_s, self._too_slow)
 
     def on_headers_complete(self) -> None:
+        if self._closing:
+            return
         self._in_head = False
         self._stop("_slow_head")
         if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > self.max_head_bytes:
-            self._refuse(_LONG)
+            self._too_long()
             return
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self._closing:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._closing:
+            super().on_message_complete()
 
     def timeout_keep_alive_handler(self) -> None:
         """While one turn of the loop handles what came on many connections, the next request may come on this one:
@@ -88,7 +126,18 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._slow_reader = self.loop.call_later(self.write_timeout_s, self.transport.abort)
+        self._watch_reader()
+
+    def _watch_reader(self) -> None:
+        self._unwritten = self.transport.get_write_buffer_size()
+        self._slow_reader = self.loop.call_later(self.write_timeout_s, self._look_at_reader)
+
+    def _look_at_reader(self) -> None:
+        """Who takes a long answer slowly is waited for, who takes next to nothing is not."""
+        if self._unwritten - self.transport.get_write_buffer_size() < _LEAST_READ:
+            self.transport.abort()
+        else:
+            self._watch_reader()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -99,10 +148,35 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop("_slow_reader")
         super().connection_lost(exc)
 
-    def _refuse(self, status: bytes) -> None:
+    def _too_slow(self) -> None:
+        seconds = self.head_timeout_s
+        message = f"The head of the request had not arrived {seconds:g} s after it began. Send it faster."
+        self._refuse(408, "head_timeout", message, seconds)
+
+    def _too_long(self) -> None:
+        most = self.max_head_bytes
+        message = f"Request line and headers hold more than {most:,} bytes. Send long fields in a JSON body."
+        self._refuse(431, "head_too_large", message, most)
+
+    def _refuse(self, status: int, code: str, message: str, limit: float) -> None:
+        """Answer what never became a request of the application, in the one shape of errors, and hang up."""
         self._stop("_slow_head")
-        self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
-        self.transport.close()
+        self._closing = True
+        request_id = new_request_id()
+        body = {"error": error_body(code, message, field=None, limit=limit, request_id=request_id)}
+        text = json.dumps(body).encode()
+        head = [
+            f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}",
+            "connection: close",
+            "content-type: application/json",
+            f"content-length: {len(text)}",
+            f"x-request-id: {request_id}",
+            "x-content-type-options: nosniff",
+            *(["retry-after: 2"] if status == 503 else []),
+        ]
+        self.transport.write("\r\n".join([*head, "", ""]).encode() + text)
+        self.loop.call_later(_LINGER_S, self.transport.close)
+        self.refused(code)
 
     def _stop(self, name: str) -> None:
         timer = getattr(self, name)

@@ -246,7 +246,7 @@ def serve(app: FastAPI, settings: Settings, close: Callable[[], None]) -> int:
         log_config=None,  # `service.logs` did it
         access_log=False,  # the access line is ours
         server_header=False,
-        **connection_options(settings),
+        **connection_options(settings, app.state.metrics.rejected),
     )
     server = DrainingServer(config, app.state.life, settings)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 import time
@@ -19,6 +20,7 @@ POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
 LARGE = 50_000_000
 STALL_S, KEEP_S = 0.3, 1
 SERVERS: list[uvicorn.Server] = []
+REFUSED: list[str] = []
 
 
 async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]
@@ -45,7 +47,7 @@ def port() -> Iterator[int]:
     )
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, lifespan="off", log_level="critical", **connection_options(settings))
+    config = uvicorn.Config(app, lifespan="off", log_level="critical", **connection_options(settings, REFUSED.append))
     server = uvicorn.Server(config)
     SERVERS[:] = [server]
 
@@ -190,13 +192,75 @@ def test_what_smuggling_lives_from(port: int, head: bytes) -> None:
     assert answer(port, POST + head)[0] == 400
 
 
-def test_too_many_connections(port: int) -> None:
-    crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(25)]
+def test_the_connection_too_many_is_refused_and_those_there_are_served_on(port: int) -> None:
+    crowd = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(20)]
     try:
-        time.sleep(0.1)
-        assert answer(port, GET + b"\r\n")[0] == 503
+        with socket.create_connection(("127.0.0.1", port), 5) as surplus:
+            crowd[3].sendall(GET + b"\r\n")
+            assert crowd[3].recv(4096).startswith(b"HTTP/1.1 200")
+            surplus.sendall(GET + b"\r\n")
+            status, body = read_whole(surplus)
+    finally:
+        for one in crowd:
+            one.close()
+    error = json.loads(body)["error"]
+    assert status == 503 and error["code"] == "too_many_connections" and error["limit"] == 20
+    assert "too_many_connections" in REFUSED
+    time.sleep(0.2)
+    assert answer(port, GET + b"\r\n")[0] == 200
+
+
+def test_who_is_refused_does_not_stay(port: int) -> None:
+    """Not even one who says nothing: the files of those refused are bounded, too."""
+    crowd = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(60)]
+    try:
+        time.sleep(1.5)
+        assert len(SERVERS[0].server_state.connections) <= 20
     finally:
         for one in crowd:
             one.close()
     time.sleep(0.2)
-    assert answer(port, GET + b"\r\n")[0] == 200
+
+
+def read_whole(connection: socket.socket) -> tuple[int, bytes]:
+    """(status, body) of an answer after which the server hangs up."""
+    found = b""
+    while piece := connection.recv(4096):
+        found += piece
+    head, _, body = found.partition(b"\r\n\r\n")
+    assert b"connection: close" in head and b"content-length: %d" % len(body) in head
+    return int(found.split(b" ")[1]), body
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code"),
+    [
+        (GET, 408, "head_timeout"),
+        (GET + b"X: " + b"a" * 5000, 431, "head_too_large"),
+        (padded(2200), 431, "head_too_large"),
+        (POST + b"Content-Length: 9\r\nX: " + b"a" * 2100 + b"\r\n\r\nnine byte", 431, "head_too_large"),
+        (padded(2200) + padded(300), 431, "head_too_large"),
+    ],
+)
+def test_what_never_became_a_request_is_refused_in_the_one_shape(port: int, data: bytes, status: int, code: str):
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(data)
+        found, body = read_whole(connection)
+    error = json.loads(body)["error"]
+    assert found == status and error["code"] == code and len(error["request_id"]) == 26
+    assert set(error) == {"code", "message", "field", "limit", "request_id"}
+
+
+def test_who_reads_slowly_gets_all(port: int) -> None:
+    """Longer than a client may read nothing, and at every look some more of it is gone."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        connection.settimeout(5)
+        connection.connect(("127.0.0.1", port))
+        connection.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        got, start = 0, time.monotonic()
+        while piece := connection.recv(2**18):
+            got += len(piece)
+            if time.monotonic() - start < 1.2:  # three times the time in which something must be read
+                time.sleep(0.02)
+        assert got > LARGE and time.monotonic() - start > 1.2
