@@ -54,12 +54,13 @@ class GridImage:
     quality: Quality
 
 
-def image_to_grid(image: Image, grid: ImageGrid | None = None) -> GridImage:
+def image_to_grid(image: Image, grid: ImageGrid | None = None, *, statistics: bool = True) -> GridImage:
     """Put `image` on the model's grid.
 
     Band planes are picked by name; another pixel scale is resampled conserving flux; the centre is cropped, and
     what lies outside a smaller cutout is masked. Raises InputError where the image cannot carry an embedding:
     a band is missing, the field is too small, too much is masked, or a band is constant.
+    statistics: False leaves those of the quality out, where nobody will ask whether the image is like others.
     """
     grid = grid or ImageGrid()
     pixels, valid = _pick_bands(image, grid)
@@ -84,7 +85,8 @@ def image_to_grid(image: Image, grid: ImageGrid | None = None) -> GridImage:
         flags.append(Flag("uncalibrated", "A display picture: fluxes are estimated from its colours."))
     snr = _source_snr(pixels, valid, grid)
     flags += image_doubts(image, pixels, valid, snr)
-    found = replace(image.quality, coverage=coverage, snr=snr, statistics=image_statistics(pixels, valid))
+    measured = image_statistics(pixels, valid) if statistics else ()
+    found = replace(image.quality, coverage=coverage, snr=snr, statistics=measured)
     quality = found.with_flags(*flags)
     return GridImage(pixels, valid, quality)
 

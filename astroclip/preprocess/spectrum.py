@@ -159,10 +159,10 @@ def rebin(
     return mean.T.astype(np.float32), out.T.astype(np.float32)
 
 
-def spectrum_to_grid(spectrum: Spectrum, grid: SpectrumGrid | None = None) -> GridSpectrum:
+def spectrum_to_grid(spectrum: Spectrum, grid: SpectrumGrid | None = None, *, statistics: bool = True) -> GridSpectrum:
     """Put `spectrum` on the model's grid; raises InputError where too little of it is usable.
 
-    Missing ranges keep ivar 0 and are masked inside the model, never filled.
+    Missing ranges keep ivar 0 and are masked inside the model, never filled. statistics: as in `image_to_grid`.
     """
     grid = grid or SpectrumGrid()
     good = ~spectrum.mask & (spectrum.ivar > 0) & np.isfinite(spectrum.flux) & np.isfinite(spectrum.ivar)
@@ -195,7 +195,8 @@ def spectrum_to_grid(spectrum: Spectrum, grid: SpectrumGrid | None = None) -> Gr
             field="flux",
         )
     snr = float(medians(known * np.sqrt(ivar[covered])))
-    quality = replace(spectrum.quality, coverage=coverage, snr=snr, statistics=spectrum_statistics(flux, ivar))
+    measured = spectrum_statistics(flux, ivar) if statistics else ()
+    quality = replace(spectrum.quality, coverage=coverage, snr=snr, statistics=measured)
     flags = _coverage_flags(grid.wave[covered], coverage, grid)
     flags += spectrum_doubts(spectrum.quality.masked_fraction, snr)
     return GridSpectrum(flux, ivar, quality.with_flags(*flags))

@@ -138,3 +138,17 @@ def test_times_and_ids_in_the_headers(client, galaxy):
         assert float(response.headers[f"x-{stage}-time"]) >= 0
     assert float(response.headers["x-inference-time"]) > 0
     assert float(response.headers["x-decode-time"]) > 0
+
+
+@pytest.mark.parametrize("kind", ["image", "spectrum"])
+def test_inputs_are_measured_only_where_the_answer_judges_them(client, galaxy, spectrum, monkeypatch, kind):
+    measured = []
+    for module in ("image", "spectrum"):
+        name = f"astroclip.preprocess.{module}.{module}_statistics"
+        monkeypatch.setattr(name, lambda *grid: measured.append(1) or (0.0,) * 10)
+    body = image_fits(galaxy) if kind == "image" else desi_fits([spectrum])
+    alone = client.post(f"/v1/embed/{kind}", content=body, headers={"accept": "application/x-npy"})
+    assert alone.status_code == 200 and not measured
+    judged = client.post(f"/v1/embed/{kind}", content=body)
+    assert judged.json()["items"][0]["trust"] is not None and measured == [1]
+    assert np.allclose(np.load(io.BytesIO(alone.content)), judged.json()["items"][0]["embedding"], atol=1e-6)
