@@ -100,12 +100,20 @@ class Swapper:
         return False
 
     async def _watch(self) -> None:
-        """Swap when what lies at the root changes; one that is refused is tried again, ever more seldom."""
+        """Swap when what lies at the root changes; one that is refused is tried again, ever more seldom. A root that
+        cannot be looked at (a file server that is away) is looked at again next time."""
         seen: tuple[Any, ...] = ()  # so the first look swaps to what was published since the index was opened
-        patience, again_at = self._settings.watch_index_s, float("inf")
+        patience, again_at, blind = self._settings.watch_index_s, float("inf"), False
         while True:
             await asyncio.sleep(self._settings.watch_index_s)
-            found = await asyncio.to_thread(_signature, self._settings.index_dir)
+            try:
+                found = await asyncio.to_thread(_signature, self._settings.index_dir)
+            except OSError as error:
+                if not blind:
+                    log.warning("cannot look for another version of the index: %s", error)
+                blind = True
+                continue
+            blind = False
             if found != seen:
                 patience = self._settings.watch_index_s
             elif time.monotonic() < again_at:
