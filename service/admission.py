@@ -25,17 +25,17 @@ from service.errors import from_astroclip
 from service.settings import Settings
 from service.trace import Trace
 from service.waiting import Lane
-from service.workers import Workers
+from service.workers import Workers, longest_wait
 
 __all__ = ["Admission"]
 
-PATIENT_WAITS = 30.0  # times max_wait_s: a minute by default
 _NEWEST = 0.05  # weight of the newest request in the mean number of objects
 
 
 class Admission:
-    """ASGI middleware, see the module. Requests that are no POST are cheap and always let in; so are admin calls, which
-    are what an operator has when nothing else is."""
+    """ASGI middleware, see the module. Requests that are no POST are let in, with a deadline: most are cheap, and what
+    is long of the others waits for its writer (`Workers.write`). So are admin calls, without one: they are what an
+    operator has when nothing else is."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app, self.settings = app, settings
@@ -44,10 +44,14 @@ class Admission:
         self.objects = 1.0  # that a request brings, on the average
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or path_of(scope).startswith(ADMIN):
+        if scope["type"] != "http" or path_of(scope).startswith(ADMIN):
             await self.app(scope, receive, send)
             return
         trace: Trace = scope["state"]["trace"]
+        if scope["method"] != "POST":
+            trace.deadline = time.monotonic() + self.settings.deadline_s
+            await self.app(scope, receive, send)
+            return
         engine = scope["app"].state.engine
         try:
             self._prepare(trace, Headers(scope=scope))
@@ -103,8 +107,7 @@ class Admission:
         lane = Lane.patient if trace.batch else Lane.interactive
         arriving = self.objects * min(self.unread, own * len(self.in_flight))
         wait = workers.predicted_wait(lane, trace.caller, arriving)
-        allowed = settings.max_wait_s * (PATIENT_WAITS if trace.batch else 1.0)
-        allowed = min(allowed, trace.deadline - time.monotonic())
+        allowed = longest_wait(settings, trace)
         if wait > allowed:
             retry = max(1.0, wait - allowed)
             raise OverloadError(

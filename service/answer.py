@@ -8,6 +8,7 @@ What searches is a generator, so that equal searches of several requests are mad
 from __future__ import annotations
 
 import base64
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,6 @@ from index import (
     neighbours_wanted,
     own_statistics,
 )
-from index.filters import FilterLimits, parse_filter
 from index.previews import colour_jpeg
 from service.engine import Embedded, Engine
 from service.neighbours import by_neighbours, density_model, query_pair
@@ -157,7 +157,7 @@ def _find(
 ) -> Searching[tuple[Resolved, Hits, SearchReport]]:
     """The query with the remarks of its search, what was found, and how."""
     index = engine.index
-    mask = filter_mask(index, request.filter, engine.settings.filter)
+    mask = filter_mask(engine, request.filter)
     if mask is not None and not mask.any():
         resolved = replace(resolved, flags=(*resolved.flags, _EMPTY_FILTER))
     how: How = {
@@ -176,14 +176,12 @@ def _find(
     return resolved, hits, report
 
 
-def filter_mask(
-    index: SurveyIndex, expression: dict[str, Any] | None, limits: FilterLimits
-) -> npt.NDArray[np.bool_] | None:
-    """(N,) bool over rows, None without a filter. Raises InputError."""
+def filter_mask(engine: Engine, expression: dict[str, Any] | None) -> npt.NDArray[np.bool_] | None:
+    """(N,) bool over rows, the same array for the same filter; None without one. Raises InputError."""
     if expression is None:
         return None
     with _unknown_is_unusable("filter"):
-        return parse_filter(expression, limits).mask(index.catalog)
+        return engine.mask(json.dumps(expression, sort_keys=True))
 
 
 def _excluded(index: SurveyIndex, resolved: Resolved, exclude_arcsec: float | None) -> npt.NDArray[np.int64]:
@@ -417,7 +415,7 @@ def _small_spectrum(grid: Any, engine: Engine) -> dict[str, list[float | None]]:
 
 
 def object_models(
-    index: SurveyIndex, rows: npt.NDArray[np.int64], separations_arcsec: Sequence[float] | None = None
+    index: SurveyIndex, rows: npt.NDArray[np.int64], separations_arcsec: npt.NDArray[np.float64] | None = None
 ) -> list[ObjectModel]:
     """Catalogue rows as answers: properties (those with units) apart from the survey's other columns."""
     links = _link_columns(index)
@@ -430,7 +428,7 @@ def object_models(
                 object_id=record["object_id"],
                 ra=record["ra"],
                 dec=record["dec"],
-                separation_arcsec=None if separations_arcsec is None else separations_arcsec[i],
+                separation_arcsec=None if separations_arcsec is None else float(separations_arcsec[i]),
                 has_image=bool(record["has_image"]),
                 has_spectrum=bool(record["has_spectrum"]),
                 properties={name: value for name, value in rest.items() if name in properties},

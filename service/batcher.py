@@ -8,7 +8,8 @@
 * Where the work is done elsewhere (`ahead`), the next batch is made up and handed over shortly before the one at work
   ends, so that who works does not wait for this process, which is at its busiest when a batch has just been answered.
 * A batch that raises is halved until the culprit stands alone; only that item fails, with the exception it raised.
-* Items whose request was dropped are not worked on; nor are those past their deadline, which get 429.
+* Items whose request was dropped are not worked on; nor are those past their deadline. Who waits gets 429 at it,
+  whatever the worker is at.
 * A worker whose thread is thrown out of its loop is started again. Batches of which nothing succeeded are counted:
   `problem` says when there were too many in a row, or one takes too long, and readiness ends.
 """
@@ -48,7 +49,8 @@ class Batcher(Generic[Item, Result]):
     work(group, items) gives one result an item, in order; a result that is an exception fails its item alone.
     threads: batches worked at once. ahead: one is, and before it ends another thread hands the next to `work`, which
     itself takes them in turn.
-    max_batch: items of one call. max_waiting: items that may wait; more are refused (OverloadError).
+    max_batch: items of one call. max_waiting: items that may wait in a lane, so that patient ones keep nobody else out;
+    more are refused (OverloadError), but the service's own question is not.
     max_failures: batches in a row without any success after which `problem` speaks; stuck_after_s: likewise for one
     batch that does not end. prepare: run in each thread before its first batch.
     culprit: told of an item that failed where others of its batch did not.
@@ -112,8 +114,8 @@ class Batcher(Generic[Item, Result]):
         """The result of each item, in order; an item that failed has its exception in its place.
 
         weight: of each item, as a multiple of the usual work, for turns and predictions.
-        The time waited and worked is added to the trace (`stage`). Raises OverloadError when too many wait,
-        NotReadyError when the service stops.
+        The time waited and worked is added to the trace (`stage`). Raises OverloadError when too many wait or the
+        request's deadline passes, NotReadyError when the service stops.
         """
         chosen = lane if lane is not None else Lane.patient if trace.batch else Lane.interactive
         ticket = _Ticket(asyncio.get_running_loop(), trace.deadline, trace.request_id)
@@ -121,8 +123,12 @@ class Batcher(Generic[Item, Result]):
         ticket.expect(len(jobs))
         if jobs:
             self._enqueue(jobs)
+        left = None if trace.deadline == math.inf else trace.deadline - time.monotonic()
         try:
-            await ticket.answered
+            async with asyncio.timeout(left):
+                await ticket.answered
+        except TimeoutError:
+            raise _too_late() from None
         finally:
             if ticket.done:
                 now = time.perf_counter()
@@ -135,8 +141,9 @@ class Batcher(Generic[Item, Result]):
             if self._closed:
                 raise NotReadyError("The service is stopping. Try again in a few seconds.")
             weight = sum(job.weight for job in jobs)
-            if len(self._waiting) and len(self._waiting) + weight > self.max_waiting:
-                waiting, wait = len(self._waiting), max(1.0, self._seconds(len(self._waiting)))
+            lane, waiting = jobs[0].lane, self._waiting.count(jobs[0].lane)
+            if waiting and waiting + weight > self.max_waiting and lane is not Lane.health:
+                wait = max(1.0, self._seconds(waiting))
                 raise OverloadError(
                     f"{waiting} objects wait already, and {self.max_waiting} may. Try again in {wait:.0f} s.",
                     retry_after_s=wait,
@@ -160,6 +167,8 @@ class Batcher(Generic[Item, Result]):
 
     def predicted_wait(self, lane: Lane, caller: str, arriving: float = 0.0) -> float:
         """Seconds an item of this caller would wait if it came now; arriving: items known to be on their way."""
+        if not self._busy and not arriving and not len(self._waiting):
+            return 0.0
         now = time.perf_counter()
         with self._ready:
             ahead = self._waiting.ahead(lane, caller) + arriving

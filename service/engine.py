@@ -12,11 +12,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import hashlib
+import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +35,7 @@ from astroclip.errors import (
 )
 from astroclip.io import read_images, read_spectra
 from astroclip.types import Image, Modality, Spectrum
+from index.filters import FilterLimits, parse_filter
 from service.canary import canary
 from service.metrics import Metrics
 from service.model_process import ModelDied, RemoteEmbedder
@@ -52,6 +55,8 @@ if TYPE_CHECKING:
 __all__ = ["Embedded", "Engine", "Prepared", "open_index"]
 
 log = logging.getLogger("astroclip.service")
+
+_MASKS = 8  # a byte an object each
 
 Vector = npt.NDArray[np.float32]
 
@@ -100,8 +105,11 @@ class Engine:
         self.workers = workers or Workers(settings)
         self.started = time.time()
         self.lists, self.lists_problem = _lists(index)
-        self._canary_vector: Vector | None = None
+        self._known: dict[Modality, Vector] = {}  # the canary's vectors
         self._canary_at = 0.0
+        self._checking: asyncio.Task[None] | None = None
+        # The latest filters' masks: requests with the same one are searched together, and MOCs take long to draw.
+        self.mask: Callable[[str], npt.NDArray[np.bool_]] = lru_cache(_MASKS)(partial(_mask, index, settings.filter))
 
     @classmethod
     def load(cls, settings: Settings, metrics: Metrics | None = None, *, apart: bool = False) -> Engine:
@@ -129,7 +137,7 @@ class Engine:
     def with_index(self, index: SurveyIndex) -> Engine:
         """The same model and workers over another index. Raises ProvenanceError."""
         engine = Engine(self.embedder, index, self.settings, self.workers)
-        engine.started, engine._canary_vector = self.started, self._canary_vector
+        engine.started, engine._known = self.started, self._known
         return engine
 
     def close(self) -> None:
@@ -152,28 +160,31 @@ class Engine:
     # -- embedding -------------------------------------------------------------------------------------------------
 
     async def prepare(
-        self, uploads: Sequence[Upload], modality: Modality, options: ReadOptions, trace: Trace
+        self, uploads: Sequence[Upload], modality: Modality, options: ReadOptions, trace: Trace, *, judged: bool = True
     ) -> list[Prepared]:
         """Every object of every upload, in order; one that cannot be used carries its error.
 
+        judged: the answer says how far to trust it, for which the inputs are measured.
         Raises LimitError when the files hold more objects than one request may.
         """
-        jobs = [self.workers.decode(trace, self._prepare, u, modality, options, size=len(u.data)) for u in uploads]
-        prepared = [item for items in await asyncio.gather(*jobs) for item in items]
-        limit = self.settings.max_items
-        if len(prepared) > limit:
-            raise LimitError(
-                f"The files hold {len(prepared)} objects; at most {limit} are embedded by one request. Send them in "
-                "several, or run `astroclip embed` on the files.",
-                code="too_many_items",
-                field="file",
-                limit=limit,
-            )
+        if len(uploads) > self.settings.max_interactive_items:
+            trace.be_patient()
+        room = _Room(self.settings.max_items)
+        works = [partial(self._prepare, upload, modality, options, room, judged) for upload in uploads]
+        size = max((len(upload.data) for upload in uploads), default=0)
+        prepared: list[Prepared] = []
+        for found in await self.workers.reading.read(trace, works, size):
+            if isinstance(found, BaseException):
+                raise found
+            prepared += found
         if len(prepared) > self.settings.max_interactive_items:
             trace.be_patient()
         return prepared
 
-    def _prepare(self, upload: Upload, modality: Modality, options: ReadOptions) -> list[Prepared]:
+    def _prepare(
+        self, upload: Upload, modality: Modality, options: ReadOptions, room: _Room, judged: bool
+    ) -> list[Prepared]:
+        room.take(0)  # nothing more is read once there are too many
         try:
             if modality == "image":
                 items: Sequence[Image | Spectrum] = read_images(
@@ -192,12 +203,14 @@ class Engine:
                     options=options.spectrum,
                 )
         except AstroClipError as error:
+            room.take(1)
             return [Prepared(modality, upload.name, error=error.without_frames())]
-        return [self._prepare_item(item, modality, upload) for item in items]
+        room.take(len(items))
+        return [self._prepare_item(item, modality, upload, judged) for item in items]
 
-    def _prepare_item(self, item: Image | Spectrum, modality: Modality, upload: Upload) -> Prepared:
+    def _prepare_item(self, item: Image | Spectrum, modality: Modality, upload: Upload, judged: bool) -> Prepared:
         try:
-            grid = self.embedder.prepare(item)
+            grid = self.embedder.prepare(item, statistics=judged)
         except AstroClipError as error:
             return Prepared(modality, upload.name, item.without_data(), error=error.without_frames(), upload=upload)
         if self.workers.quarantine.holds(grid):
@@ -207,7 +220,8 @@ class Engine:
     async def embed(self, prepared: Sequence[Prepared], trace: Trace) -> list[Embedded]:
         """Vectors of what could be prepared (one modality a call), in order; errors are passed on in their place.
 
-        Raises OverloadError where the model has too much to do or the request's deadline passed.
+        Raises OverloadError where the model has too much to do or the request's deadline passed, NotReadyError where
+        it is the model that fails, whatever it is given.
         """
         good = [p.grid for p in prepared if p.grid is not None]
         modality = prepared[0].modality if prepared else "image"
@@ -223,6 +237,10 @@ class Engine:
                     "few seconds.",
                     code="model_restarted",
                 ) from vector
+            if p.grid is not None and isinstance(vector, BaseException) and not self.workers.quarantine.holds(p.grid):
+                # It may have failed alone because of what it is, or of what the model is: which then fails again.
+                await self.check(now=True)
+                self.workers.quarantine.add(p.grid)
             if isinstance(vector, BaseException) or (vector is not None and not np.all(np.isfinite(vector))):
                 if not isinstance(vector, BaseException):  # which the worker counted
                     self.workers.metrics.nonfinite(p.modality)
@@ -277,9 +295,14 @@ class Engine:
         """
         problem = self.workers.problem()
         recent = time.monotonic() - self._canary_at < self.settings.canary_interval_s
-        if recent and not now and problem is None and self._canary_vector is not None:
+        if recent and not now and problem is None and self._known:
             return
         # A worker in trouble is asked at once: if it answers, its inputs were at fault, and it is well again.
+        if self._checking is None or self._checking.done():  # who asks meanwhile waits for the same answer
+            self._checking = asyncio.create_task(self._check(problem))
+        await asyncio.shield(self._checking)
+
+    async def _check(self, problem: str | None) -> None:
         try:
             async with asyncio.timeout(self.settings.ready_timeout_s):
                 await self._ask_canary()
@@ -292,18 +315,21 @@ class Engine:
         self._canary_at = time.monotonic()
 
     async def _ask_canary(self) -> None:
-        trace = Trace()
-        modality = self.embedder.modalities[-1]  # the spectrum, where the model takes one
-        grid = await self.workers.decode(trace, self.embedder.prepare, canary(modality))
-        vector = first_error(await self._encode([grid], modality, trace, Lane.health))
-        if self._canary_vector is None:
-            self._canary_vector = vector
-        if abs(float(np.linalg.norm(vector)) - 1.0) > 1e-3 or np.abs(vector - self._canary_vector).max() > 1e-3:
-            raise ValueError("the canary's vector changed")
+        for modality in self.embedder.modalities:
+            vector = await self._canary_vector(modality)
+            known = self._known.setdefault(modality, vector)
+            if abs(float(np.linalg.norm(vector)) - 1.0) > 1e-3 or np.abs(vector - known).max() > 1e-3:
+                raise ValueError(f"the canary's vector changed ({modality})")
         ask = partial(self.index.search, vector[None], target="either", k=1, query_modality=modality)
-        hits, _ = await self.search(trace, ask, lane=Lane.health)
+        hits, _ = await self.search(Trace(), ask, lane=Lane.health)
         if not len(hits[0]):
             raise ValueError("the index returned no hit for the canary")
+
+    async def _canary_vector(self, modality: Modality) -> Vector:
+        trace = Trace()
+        grid = await self.workers.decode(trace, self.embedder.prepare, canary(modality), lane=Lane.health)
+        vector: Vector = first_error(await self._encode([grid], modality, trace, Lane.health))
+        return vector
 
 
 def open_index(settings: Settings) -> SurveyIndex:
@@ -313,6 +339,34 @@ def open_index(settings: Settings) -> SurveyIndex:
     index = SurveyIndex.open(settings.index_dir, exact=settings.exact_search, device=settings.device)
     index.catalog.warm()
     return index
+
+
+class _Room:
+    """How many objects the files of one request may still hold; counted by the threads that read them."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._left = most, most
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> None:
+        """Raises LimitError once there were more."""
+        with self._lock:
+            self._left -= count
+            if self._left >= 0:
+                return
+        raise LimitError(
+            f"The files hold more than {self._most} objects, which is what one request may bring. Send them in "
+            "several, or run `astroclip embed` on the files.",
+            code="too_many_items",
+            field="file",
+            limit=self._most,
+        )
+
+
+def _mask(index: SurveyIndex, limits: FilterLimits, expression: str) -> npt.NDArray[np.bool_]:
+    mask = parse_filter(json.loads(expression), limits).mask(index.catalog)
+    mask.flags.writeable = False  # it is shared
+    return mask
 
 
 def _check_provenance(embedder: Embedder | RemoteEmbedder, index: SurveyIndex) -> None:

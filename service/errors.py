@@ -23,9 +23,10 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 from astroclip.errors import (
     AccessError,
@@ -91,12 +92,18 @@ def error_body(
     code: str, message: str, *, field: str | None, limit: float | int | None, request_id: str
 ) -> dict[str, Any]:
     """The inside of the one shape; text is cut and made encodable, limits are finite numbers."""
-    text = message.encode("utf-8", "replace").decode("utf-8")
+    text = _encodable(message)
     if len(text) > _MESSAGE_CHARS:
         text = text[:_MESSAGE_CHARS] + " ..."
     if limit is not None and not math.isfinite(limit):
         limit = None
+    field = None if field is None else _encodable(field)
     return {"code": code, "message": text, "field": field, "limit": limit, "request_id": request_id}
+
+
+def _encodable(text: str) -> str:
+    """Without lone surrogates."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def error_response(
@@ -108,15 +115,15 @@ def error_response(
     limit: float | int | None = None,
     request_id: str,
     headers: dict[str, str] | None = None,
-) -> JSONResponse:
+) -> Response:
     """An answer in the one shape; the trace learns its code, for metrics and the access line."""
     if (trace := current_trace()) is not None:
         trace.error = code
     body = error_body(code, message, field=field, limit=limit, request_id=request_id)
-    return JSONResponse({"error": body}, status_code=status, headers=headers)
+    return Response(to_json({"error": body}), status, headers, media_type="application/json")
 
 
-def from_astroclip(error: AstroClipError, request_id: str) -> JSONResponse:
+def from_astroclip(error: AstroClipError, request_id: str) -> Response:
     error.without_frames()
     headers = {}
     if isinstance(error, OverloadError):
@@ -169,15 +176,15 @@ def install(app: FastAPI) -> None:
     """Handlers for every exception a route or the framework can raise."""
 
     @app.exception_handler(AstroClipError)
-    async def ours(request: Request, error: AstroClipError) -> JSONResponse:
+    async def ours(request: Request, error: AstroClipError) -> Response:
         return from_astroclip(error, trace_of(request).request_id)
 
     @app.exception_handler(RequestValidationError)
-    async def framework(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def framework(request: Request, error: RequestValidationError) -> Response:
         return from_astroclip(validation_error(error), trace_of(request).request_id)
 
     @app.exception_handler(HTTPException)
-    async def routing(request: Request, error: HTTPException) -> JSONResponse:
+    async def routing(request: Request, error: HTTPException) -> Response:
         status = http.HTTPStatus(error.status_code)
         code = status.phrase.lower().replace(" ", "_")
         messages = {

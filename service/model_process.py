@@ -146,15 +146,15 @@ class RemoteEmbedder:
         """Of the child."""
         return self._process.pid
 
-    def prepare(self, item: Image | Spectrum) -> GridImage | GridSpectrum:
+    def prepare(self, item: Image | Spectrum, *, statistics: bool = True) -> GridImage | GridSpectrum:
         """As `Embedder.prepare`, in this process."""
         modality: Modality = "image" if isinstance(item, Image) else "spectrum"
         if modality not in self.modalities:
             raise no_tower(self.model_id, self.modalities, modality)
         return (
-            image_to_grid(item, self.image_grid)
+            image_to_grid(item, self.image_grid, statistics=statistics)
             if isinstance(item, Image)
-            else spectrum_to_grid(item, self.spectrum_grid)
+            else spectrum_to_grid(item, self.spectrum_grid, statistics=statistics)
         )
 
     def encode(self, prepared: Sequence[GridImage] | Sequence[GridSpectrum]) -> npt.NDArray[np.float32]:

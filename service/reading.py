@@ -1,94 +1,85 @@
-"""The threads that read and prepare what was sent: one for what takes long or can wait, the others for the rest.
+"""Who reads and prepares what was sent: one worker for what takes long or can wait, the others for the rest.
 
 Python's lock lets one thread compute at a time, and the event loop, which gives it away several times in a request,
 waits each time behind every thread that wants it. Two that read files read no more in a second than one (but for large
 images), and hold the loop up for longer. What a second thread is for is that a large file holds nobody up.
 
-They give way to the model and the event loop where cores are short, since their work waits for both: their share is
-smaller, and a file that comes does not interrupt a pass (SCHED_BATCH, see sched(7)).
+Files wait as objects do for the model (`service.batcher`): interactive before patient, callers in turn, and what nobody
+waits for any more is not read.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import os
 import sys
 import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from service.batcher import Batcher
+from service.metrics import Metrics
 from service.trace import Trace
+from service.waiting import Lane
 
-__all__ = ["LARGE", "Reading"]
+__all__ = ["LARGE", "Reading", "give_way", "outcomes"]
 
 T = TypeVar("T")
 
 LARGE = 1 << 20  # bytes; a spectrum or image of one object has 50 to 700 kB and takes 1 to 5 ms
-_NEW = 0.1  # weight of the newest file in the measured pace
 _NICE = 5  # a third of the share of a core that others get
 
 
 class Reading:
-    """See the module. threads: of both kinds together; a single one does all."""
+    """See the module. threads: of both kinds together; a single one does all. bounds: of each `Batcher`."""
 
-    def __init__(self, threads: int) -> None:
-        self._small = _Pool("decode", max(1, threads - 1))
-        self._large = _Pool("decode-large", 1) if threads > 1 else self._small
+    def __init__(self, threads: int, metrics: Metrics | None = None, **bounds: Any) -> None:
+        def worker(name: str, count: int) -> Batcher[Callable[[], Any], Any]:
+            return Batcher(name, outcomes, metrics or Metrics(), threads=count, max_batch=1, prepare=give_way, **bounds)
 
-    def __len__(self) -> int:
-        """Files that wait for a thread."""
-        return sum(max(0, pool.count - pool.threads) for pool in {self._small, self._large})
+        self.small = worker("decode", max(1, threads - 1))
+        self.large = worker("decode-large", 1) if threads > 1 else self.small
 
-    async def read(self, trace: Trace, work: Callable[[], T], size: int = 0) -> T:
-        """What `work` returns, timed as "decode"; size: bytes to be read."""
-        pool = self._large if trace.batch or size > LARGE else self._small
-        return await pool.run(trace, work)
+    async def read(
+        self, trace: Trace, works: Sequence[Callable[[], T]], size: int = 0, lane: Lane | None = None
+    ) -> list[T | BaseException]:
+        """What each of `works` returns, or the exception it raised, timed as "decode"; size: bytes of the largest.
 
-    def predicted_wait(self) -> float:
-        """Seconds a small file would wait if it came now."""
-        pool = self._small
-        return max(0, pool.count - pool.threads) * pool.pace / pool.threads
+        Raises as `Batcher.submit` does.
+        """
+        # With the request's context, so that what the thread logs says whose work it was.
+        within = [partial(contextvars.copy_context().run, work) for work in works]
+        worker = self.large if trace.batch or size > LARGE else self.small
+        return await worker.submit(within, None, trace, "decode", lane)
+
+    def predicted_wait(self, lane: Lane, caller: str) -> float:
+        """Seconds a file would wait if it came now: a small one, or one of a patient request."""
+        return (self.large if lane is Lane.patient else self.small).predicted_wait(lane, caller)
+
+    def problem(self) -> str | None:
+        """Why these workers should not be relied on, None when they are well."""
+        return self.small.problem() or self.large.problem()
 
     def close(self) -> None:
-        for pool in {self._small, self._large}:
-            pool.executor.shutdown(wait=True, cancel_futures=True)
+        for worker in {self.small, self.large}:
+            worker.close()
 
 
-class _Pool:
-    """Threads, how many files they have or are to get, and the seconds one takes."""
-
-    def __init__(self, name: str, threads: int) -> None:
-        self.threads, self.count, self.pace = threads, 0, 0.0
-        self.executor = ThreadPoolExecutor(threads, name, initializer=_give_way)
-
-    async def run(self, trace: Trace, work: Callable[[], T]) -> T:
-        asked = time.perf_counter()
-        context = contextvars.copy_context()  # so that what the thread logs says whose work it was
-        self.count += 1
+def outcomes(group: Any, works: Sequence[Callable[[], T]]) -> list[T | BaseException]:
+    """What each returns or raises."""
+    found: list[T | BaseException] = []
+    for work in works:
         try:
-            result, waited, worked = await asyncio.get_running_loop().run_in_executor(
-                self.executor, partial(context.run, _timed, work, asked)
-            )
-        finally:
-            self.count -= 1
-        self.pace += _NEW * (worked - self.pace)
-        trace.add("queue", waited, ended_ago=worked)
-        trace.add("decode", worked)
-        return result
+            found.append(work())
+        except Exception as error:
+            found.append(error)
+    return found
 
 
-def _timed(work: Callable[[], T], asked: float) -> tuple[T, float, float]:
-    """What `work` returns, and the seconds since `asked` that it waited and then took."""
-    start = time.perf_counter()
-    result = work()
-    return result, start - asked, time.perf_counter() - start
-
-
-def _give_way() -> None:
+def give_way() -> None:
+    """To the model and the event loop, where cores are short: who waits for this thread's work waits for both. Its
+    share is smaller, and what comes for it does not interrupt a pass (SCHED_BATCH, see sched(7))."""
     if sys.platform == "linux":  # elsewhere it would be the whole process
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

@@ -87,6 +87,12 @@ class Settings(BaseSettings):
         ge=1,
         description="Vectors of one call of /v1/search/vectors: about 0.1 s of two cores over a million objects.",
     )
+    max_hits: int = Field(
+        default=100_000,
+        ge=1,
+        description="Hits of one call of /v1/search/vectors, vectors times k: 6 MB of JSON, or about 3 s of a core for "
+        "a VOTable; with the default k all of max_vectors fit six times.",
+    )
     max_query_terms: int = Field(
         default=64, ge=1, description="Queries inside one combine: each costs a lookup or a forward pass."
     )
@@ -113,7 +119,9 @@ class Settings(BaseSettings):
         "at a time, and holds a place of max_in_flight meanwhile.",
     )
     max_radius_arcsec: float = Field(
-        default=36000.0, gt=0, description="Largest cone of an object lookup: 10 degrees; larger regions are filters."
+        default=36000.0,
+        gt=0,
+        description="Largest cone of an object lookup or cone search: 10 degrees; larger regions are filters.",
     )
     max_rows: int = Field(
         default=10000, ge=1, description="Rows of one object lookup or cone search, about 5 MB of JSON."
@@ -168,7 +176,8 @@ class Settings(BaseSettings):
     max_waiting: int = Field(
         default=2048,
         ge=1,
-        description="Objects (and searches) that may wait for their turn: four of the largest requests.",
+        description="Objects (and files, searches, long answers) that may wait for their turn in each lane, "
+        "interactive and patient: four of the largest requests.",
     )
     batch_window_s: float = Field(
         default=0.004,
@@ -231,7 +240,8 @@ class Settings(BaseSettings):
     write_timeout_s: float = Field(
         default=30.0,
         gt=0,
-        description="A client that reads nothing of its answer for so long is cut off: as long as a body may take.",
+        description="A client that takes less than 64 KiB of a long answer in so long is cut off: as long as a body "
+        "may take, and slower than any line.",
     )
     keep_alive_s: float = Field(
         default=75.0,
@@ -248,8 +258,8 @@ class Settings(BaseSettings):
     max_connections: int = Field(
         default=1024,
         ge=2,
-        description="Open connections and requests at work; one more is answered 503. Many times max_in_flight, and "
-        "well below the usual limits of open files.",
+        description="Open connections; one more is answered 503 and closed, those there are served on. Many times "
+        "max_in_flight, and well below the usual limits of open files.",
     )
 
     # What one JSON request, file and filter may hold.

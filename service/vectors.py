@@ -104,6 +104,15 @@ def search_vectors(engine: Engine, asked: VectorsRequest, vectors: npt.NDArray[n
     most, k = engine.settings.max_k, asked.k or engine.settings.default_k
     if k > most:
         raise InputError(f"k is {k}; wanted 1 to {most}. Ask for fewer.", code="invalid_value", field="k", limit=most)
+    most = engine.settings.max_hits
+    if k * len(vectors) > most:
+        raise LimitError(
+            f"{len(vectors)} vectors with k = {k} are {k * len(vectors):,} hits; at most {most:,} are answered by one "
+            "request. Send the vectors in parts, or ask for fewer neighbours.",
+            code="too_many_hits",
+            field="k",
+            limit=most,
+        )
     with np.errstate(over="ignore", invalid="ignore"):
         lengths = np.linalg.norm(vectors, axis=1)
     wrong = np.flatnonzero(~np.isfinite(lengths) | (lengths < 1e-9))
@@ -119,7 +128,7 @@ def search_vectors(engine: Engine, asked: VectorsRequest, vectors: npt.NDArray[n
         target=asked.target,
         k=k,
         query_modality=asked.modality,
-        mask=filter_mask(engine.index, asked.filter, engine.settings.filter),
+        mask=filter_mask(engine, asked.filter),
         order=asked.order,
         score_threshold=asked.score_threshold,
     )

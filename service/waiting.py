@@ -57,6 +57,10 @@ class Waiting(Generic[J]):
     def __len__(self) -> int:
         return sum(self._count.values())
 
+    def count(self, lane: Lane) -> int:
+        """How many items wait in a lane."""
+        return self._count[lane]
+
     def put(self, job: J) -> None:
         groups = self._lanes[job.lane].setdefault(job.caller, OrderedDict())
         groups.setdefault(job.group, deque()).append(job)
@@ -67,9 +71,12 @@ class Waiting(Generic[J]):
     def ahead(self, lane: Lane, caller: str) -> int:
         """How many items come before one that this caller would add now: all more urgent ones, and of its own lane as
         many as the turns let pass."""
-        urgent = sum(count for other, count in self._count.items() if other < lane)
-        own, others = self._own.get((lane, caller), 0), self._lanes[lane].keys() - {caller}
-        return urgent + min(self._count[lane], own + len(others) * (own + 1))
+        urgent = sum([count for other, count in self._count.items() if other < lane])
+        if not self._count[lane]:
+            return urgent
+        own, callers = self._own.get((lane, caller), 0), self._lanes[lane]
+        others = len(callers) - (caller in callers)
+        return urgent + min(self._count[lane], own + others * (own + 1))
 
     def take(self, most: int) -> list[J]:
         """The next batch, at most `most` items of one group; empty when nobody waits."""

@@ -1,32 +1,39 @@
-"""The threads of the service: decoding, the model's, searching. They live as long as the process does.
+"""The threads of the service: decoding, the model's, searching, writing. They live as long as the process does.
 
-    bytes --reading threads--> prepared inputs --inference worker--> unit vectors --search workers--> answers
+    bytes --reading--> prepared inputs --inference--> unit vectors --search--> answers --writing--> long tables
 
 Reading and preprocessing run item by item, before anything is batched, so a bad item fails alone and names itself. The
-model makes one pass at a time: two at once would only share the same cores or the same GPU. What is computed,
-and with which model and index, comes with the work (`service.engine`), so an index is replaced without stopping them.
+model makes one pass at a time: two at once would only share the same cores or the same GPU. Answers of many rows are
+written by a worker of their own, since the event loop would hear nobody meanwhile, and searches would wait. What is
+computed, and with which model and index, comes with the work (`service.engine`), so an index is replaced without
+stopping them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 
+from astroclip.errors import OverloadError
 from service.batcher import Batcher
 from service.metrics import Metrics
 from service.model_process import torch_threads
 from service.quarantine import Quarantine
-from service.reading import Reading
+from service.reading import Reading, give_way, outcomes
 from service.searching import answer_together
 from service.settings import Settings
 from service.trace import Trace
 from service.waiting import Lane
 
-__all__ = ["Workers"]
+__all__ = ["Workers", "first_error", "longest_wait"]
+
+PATIENT_WAITS = 30.0  # times max_wait_s: a minute by default
 
 T = TypeVar("T")
 
@@ -66,19 +73,38 @@ class Workers:
             max_batch=settings.search_batch,
             **common,
         )
-        self.reading = Reading(settings.decode_threads)
+        self.writing: Batcher[Callable[[], Any], Any] = Batcher(
+            "write", outcomes, self.metrics, max_batch=1, prepare=give_way, **common
+        )
+        self.reading = Reading(settings.decode_threads, self.metrics, **common)
         self.explaining = asyncio.Semaphore(1)  # an explanation is hundreds of passes: one at a time
         self.explanations = 0  # at work or waiting
-        self.metrics.queue("decode", self.reading.__len__)
 
-    async def decode(self, trace: Trace, work: Callable[..., T], *arguments: Any, size: int = 0) -> T:
+    async def decode(
+        self, trace: Trace, work: Callable[..., T], *arguments: Any, size: int = 0, lane: Lane | None = None
+    ) -> T:
         """Run the reading of one file of `size` bytes in its threads, timed."""
-        return await self.reading.read(trace, partial(work, *arguments), size)
+        found: T = first_error(await self.reading.read(trace, [partial(work, *arguments)], size, lane))
+        return found
+
+    async def write(self, trace: Trace, work: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
+        """Make a long answer. Raises OverloadError, too, where it would wait longer than requests do here."""
+        lane = Lane.patient if trace.batch else Lane.interactive
+        wait, allowed = self.writing.predicted_wait(lane, trace.caller), longest_wait(self.settings, trace)
+        if wait > allowed:
+            raise OverloadError(
+                f"The answer is long, and would wait about {wait:.1f} s to be written; at most {allowed:.1f} s is "
+                f"waited here. Try again in {max(1.0, wait - allowed):.0f} s, or ask for fewer rows.",
+                retry_after_s=max(1.0, wait - allowed),
+            )
+        job = partial(contextvars.copy_context().run, partial(work, *arguments, **keywords))
+        found: T = first_error(await self.writing.submit([job], None, trace, "search"))
+        return found
 
     def predicted_wait(self, lane: Lane, caller: str, arriving: float) -> float:
         """Seconds a request of this caller would wait in all queues if it came now; arriving: objects of requests that
         are admitted and not yet read."""
-        reading = self.reading.predicted_wait() if lane < Lane.patient else 0.0
+        reading = self.reading.predicted_wait(lane, caller)
         # Files are read while the model is at work on others, so the slower of the two is what is waited for.
         return max(reading, self.inference.predicted_wait(lane, caller, arriving)) + self.search.predicted_wait(
             lane, caller
@@ -86,12 +112,18 @@ class Workers:
 
     def problem(self) -> str | None:
         """Why the service is not ready, None when its workers are well."""
-        return self.inference.problem() or self.search.problem()
+        return self.reading.problem() or self.inference.problem() or self.search.problem() or self.writing.problem()
 
     def close(self) -> None:
         self.reading.close()
-        for worker in (self.inference, self.search):
+        for worker in (self.inference, self.search, self.writing):
             worker.close()
+
+
+def longest_wait(settings: Settings, trace: Trace) -> float:
+    """Seconds a request may be predicted to wait."""
+    allowed = settings.max_wait_s * (PATIENT_WAITS if trace.batch else 1.0)
+    return min(allowed, trace.deadline - time.monotonic())
 
 
 def first_error(results: Sequence[Any]) -> Any:

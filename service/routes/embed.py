@@ -89,11 +89,12 @@ async def embed_spectrum(request: Request) -> Response:
 async def _embed(request: Request, modality: Modality) -> Response:
     engine, trace = engine_of(request), trace_of(request)
     files = await read_files(request, settings_of(request))
-    prepared = await engine.prepare(files, modality, read_options(request), trace)
+    vectors_alone = _NPY in request.headers.get("accept", "")
+    prepared = await engine.prepare(files, modality, read_options(request), trace, judged=not vectors_alone)
     embedded = await engine.embed(prepared, trace)
     if all(e.vector is None for e in embedded):
         raise next(e.error for e in embedded if e.error is not None)
-    if _NPY in request.headers.get("accept", ""):
+    if vectors_alone:
         return _array(engine, embedded, trace.request_id)
     trusts = await engine.search(trace, trust_models, engine, embedded)
     for e in embedded:

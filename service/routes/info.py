@@ -30,6 +30,7 @@ _LIMITS = (
     "max_k",
     "default_k",
     "max_vectors",
+    "max_hits",
     "max_query_terms",
     "max_query_depth",
     "max_columns",

@@ -77,22 +77,26 @@ async def one_list(
     if known not in engine.lists.entries:
         raise NotFoundError(f"There is no list {known!r}. {_why_not(engine)}", code="no_lists", field="kind")
     table = await engine.search(trace, engine.lists.select, known, chosen)
-    rows = table.slice(offset, limit or min(_ROWS, most)).to_pylist()
     info = _info(known, engine.lists.entries[known])
-    if fmt == "json":
-        return json_answer(
-            ListAnswer(
-                request_id=trace.request_id,
-                **engine.provenance(),
-                **info.model_dump(exclude={"rows"}),
-                modality=chosen,
-                offset=offset,
-                total=table.num_rows,
-                items=rows,
+
+    def written() -> Response:
+        rows = table.slice(offset, limit or min(_ROWS, most)).to_pylist()
+        if fmt == "json":
+            return json_answer(
+                ListAnswer(
+                    request_id=trace.request_id,
+                    **engine.provenance(),
+                    **info.model_dump(exclude={"rows"}),
+                    modality=chosen,
+                    offset=offset,
+                    total=table.num_rows,
+                    items=rows,
+                )
             )
-        )
-    meta = table_meta(engine, trace.request_id, list=known, list_created=info.created, total=str(table.num_rows))
-    return table_response(rows, table.column_names, fmt, meta, {})
+        meta = table_meta(engine, trace.request_id, list=known, list_created=info.created, total=str(table.num_rows))
+        return table_response(rows, table.column_names, fmt, meta, {})
+
+    return await engine.workers.write(trace, written)
 
 
 def _kind(kind: str) -> ListKind:

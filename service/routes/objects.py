@@ -71,11 +71,23 @@ async def objects(
         )
         most = min(limit or settings.max_rows, settings.max_rows)
         truncated, rows, separations = len(rows) > most, rows[:most], separations[:most]
-    models = await engine.search(trace, object_models, engine.index, rows, separations)
+    return await engine.workers.write(trace, _listed, engine, rows, separations, truncated, fmt, trace.request_id)
+
+
+def _listed(
+    engine: Engine,
+    rows: npt.NDArray[np.int64],
+    separations: npt.NDArray[np.float64] | None,
+    truncated: bool,
+    fmt: str,
+    request_id: str,
+) -> Response:
+    models = object_models(engine.index, rows, separations)
     if fmt == "json":
-        found = ObjectsAnswer(request_id=trace.request_id, **engine.provenance(), objects=models, truncated=truncated)
-        return json_answer(found)
-    return _table(engine, models, fmt, trace.request_id)
+        return json_answer(
+            ObjectsAnswer(request_id=request_id, **engine.provenance(), objects=models, truncated=truncated)
+        )
+    return _table(engine, models, fmt, request_id)
 
 
 @router.get(
@@ -125,7 +137,7 @@ async def one_object(request: Request, object_id: str, format: Annotated[str | N
 
 def cone(
     index: SurveyIndex, ra: float, dec: float, radius_arcsec: float, largest_arcsec: float
-) -> tuple[npt.NDArray[np.int64], list[float]]:
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Rows in a cone, nearest first, and their distances (arcsec). Raises InputError beyond the largest radius."""
     from astroclip.errors import InputError
 
@@ -140,7 +152,7 @@ def cone(
     rows = index.catalog.cone(ra, dec, radius_arcsec / 3600.0)
     place = index.catalog.take(rows, ["ra", "dec"])
     away = separation_deg(place.column(0).to_numpy(), place.column(1).to_numpy(), ra, dec)
-    return rows, [float(x) for x in 3600.0 * away]
+    return rows, 3600.0 * away
 
 
 def flat(model: ObjectModel) -> dict[str, Any]:

@@ -69,7 +69,9 @@ async def search(request: Request) -> Response:
     if asked.explain:
         answer.explanation = await explain_answer(engine, trace, asked, embedded, answer)
     fmt = chosen_format(request)
-    return json_answer(answer) if fmt == "json" else _hits_table(answer, fmt, engine)
+    if fmt == "json":
+        return json_answer(answer)
+    return await engine.workers.write(trace, _hits_table, answer, fmt, engine)
 
 
 @router.post(

@@ -7,12 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from service.engine import Engine
 from service.routes.common import ERRORS, TABLE, engine_of, settings_of, table_meta
 from service.schemas import VectorsAnswer, VectorsRequest
 from service.tables import arrow_response, chosen_format
 from service.trace import trace_of
 from service.uploads import read_parameters
-from service.vectors import read_vectors, search_vectors
+from service.vectors import VectorHits, read_vectors, search_vectors
 
 __all__ = ["router"]
 
@@ -56,7 +57,10 @@ async def vectors(request: Request) -> Response:
         trace.be_patient()
     weight = -(-len(found_in) // _A_SEARCH)
     hits = await engine.search(trace, search_vectors, engine, asked, found_in, weight=weight)
+    return await engine.workers.write(trace, _written, engine, hits, fmt, trace.request_id)
+
+
+def _written(engine: Engine, hits: VectorHits, fmt: str, request_id: str) -> Response:
     if fmt == "json":
-        return Response(hits.json(trace.request_id, engine.provenance()), media_type="application/json")
-    meta = table_meta(engine, trace.request_id, search_mode=hits.report.mode)
-    return arrow_response(hits.arrow(), fmt, meta)
+        return Response(hits.json(request_id, engine.provenance()), media_type="application/json")
+    return arrow_response(hits.arrow(), fmt, table_meta(engine, request_id, search_mode=hits.report.mode))

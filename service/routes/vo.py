@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
+import numpy as np
+import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -51,8 +53,10 @@ async def scs(request: Request) -> Response:
     try:
         ra, dec, radius = (_number(given, name) for name in ("RA", "DEC", "SR"))
         check_position(ra, dec)
-        document = await engine.search(
-            trace, _document, engine, ra, dec, radius, settings_of(request).max_rows, trace.request_id
+        settings, arcsec = settings_of(request), 3600.0 * radius
+        rows, away = await engine.search(trace, cone, engine.index, ra, dec, arcsec, settings.max_radius_arcsec)
+        document = await engine.workers.write(
+            trace, _document, engine, rows[:0] if radius == 0.0 else rows, away, settings.max_rows, trace.request_id
         )
     except AstroClipError as error:
         document = _error(error.message)
@@ -69,14 +73,13 @@ def _number(given: dict[str, str], name: str) -> float:
         raise InputError(f"{name}={given[name][:40]!r} is not a number of decimal degrees.") from None
 
 
-def _document(engine: Engine, ra: float, dec: float, radius: float, most: int, request_id: str) -> bytes:
+def _document(
+    engine: Engine, rows: npt.NDArray[np.int64], away: npt.NDArray[np.float64], most: int, request_id: str
+) -> bytes:
     index = engine.index
-    rows, away = cone(index, ra, dec, 3600.0 * radius, 180.0 * 3600.0)
     overflow = len(rows) > most
     found = [flat(model) for model in object_models(index, rows[:most], away[:most])]
-    if radius == 0.0:
-        found = []
-    columns = list(found[0]) if found else list(flat(object_models(index, index.catalog.cone(0, 0, 180)[:1], [0.0])[0]))
+    columns = list(found[0] if found else flat(object_models(index, np.arange(1), np.zeros(1))[0]))
     meta = table_meta(engine, request_id, **({"overflow": f"only the nearest {most} rows"} if overflow else {}))
     title = f"Cone search of {index.manifest.survey}"
     return votable(found, columns, meta, index.catalog.properties, description=title)

@@ -13,12 +13,13 @@ from starlette.testclient import TestClient
 from survey import npy
 
 from astroclip.errors import OverloadError
-from service.admission import PATIENT_WAITS, Admission
+from service.admission import Admission
 from service.app import make_app
 from service.engine import Engine
 from service.settings import Settings
 from service.trace import Trace
 from service.waiting import Lane
+from service.workers import PATIENT_WAITS
 
 
 class Busy:

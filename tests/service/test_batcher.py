@@ -182,14 +182,45 @@ def test_past_its_deadline_a_request_is_refused_unworked(make, work):
         batcher = make()
         late = Trace(deadline=time.monotonic() + 0.02)
         first, (task,) = await held(batcher, work, ask(batcher, ["late"], trace=late))
-        await asyncio.sleep(0.05)
+        with pytest.raises(OverloadError) as refused:
+            await task  # while the worker is at another batch, and would be for long
         work.gate.set()
         await first
-        return (await task)[0]
+        return refused.value
 
-    error = asyncio.run(run())
-    assert isinstance(error, OverloadError) and error.code == "deadline_passed"
+    assert asyncio.run(run()).code == "deadline_passed"
     assert not any("late" in batch for batch in work.batches)
+
+
+def test_who_waits_for_a_batch_at_work_is_answered_at_the_deadline(make, work):
+    async def run():
+        batcher = make()
+        work.gate.clear()
+        with pytest.raises(OverloadError) as refused:
+            await ask(batcher, [1], trace=Trace(deadline=time.monotonic() + 0.05))
+        work.gate.set()
+        assert await ask(batcher, [2]) == [4]
+        return refused.value
+
+    assert asyncio.run(run()).code == "deadline_passed"
+
+
+def test_one_lane_that_is_full_keeps_no_other_out_and_never_the_service_itself(make, work):
+    async def run():
+        batcher = make(max_waiting=2)
+        first, waiting = await held(batcher, work, ask(batcher, [1, 2], lane=Lane.patient))
+        with pytest.raises(OverloadError):
+            await ask(batcher, [3], lane=Lane.patient)
+        others = [asyncio.create_task(ask(batcher, [n, n], lane=Lane.interactive)) for n in (4,)]
+        await asyncio.sleep(0.01)
+        with pytest.raises(OverloadError):
+            await ask(batcher, [5], lane=Lane.interactive)
+        checks = [asyncio.create_task(ask(batcher, [6], lane=Lane.health)) for _ in range(4)]
+        await asyncio.sleep(0.01)
+        work.gate.set()
+        return await asyncio.gather(first, *waiting, *others, *checks)
+
+    assert asyncio.run(run())[1:] == [[2, 4], [8, 8], *4 * [[12]]]
 
 
 def test_a_patient_request_waits_behind_the_others(make, work):

@@ -53,7 +53,7 @@ def picky(settings, engine, galaxy, monkeypatch):
 
     def fails(batch):
         passes.append(len(batch))
-        if any(np.array_equal(grid.pixels, culprit) for grid in batch):
+        if any(np.array_equal(getattr(grid, "pixels", 0), culprit) for grid in batch):
             raise RuntimeError("device-side assert")
         return encode(batch)
 
@@ -76,9 +76,8 @@ def test_a_culprit_is_not_given_to_the_model_again(picky, galaxy):
     assert passes[before:] == [2]
 
 
-def test_what_fails_alone_is_not_blamed(picky, galaxy):
-    """Nothing says whether the input or the device is at fault, so it may try again."""
+def test_what_fails_alone_is_blamed_once_the_model_knew_its_known_inputs(picky, galaxy):
     client, passes = picky
     for _ in range(2):
         assert client.post("/v1/embed/image", content=npy(galaxy.pixels)).status_code == 422
-    assert passes == [1, 1]
+    assert passes == [1, 1, 1]  # its own, and the two of the canary

@@ -105,8 +105,17 @@ def test_many_excluded_rows_are_searched_alone(index, calls):
     assert calls == [1, 1]
 
 
-def test_requests_over_http_are_joined(client, engine, calls):
+FILTERS = {
+    "none": (None, None),
+    "the same": ({"column": "redshift", "range": [0, 9]}, {"range": [0, 9], "column": "redshift"}),
+    "two": ({"column": "redshift", "range": [0, 9]}, {"column": "redshift", "range": [0, 8]}),
+}
+
+
+@pytest.mark.parametrize(("filters", "joined"), [("none", True), ("the same", True), ("two", False)])
+def test_requests_over_http_are_joined(client, engine, calls, filters, joined):
     """Through the whole service: what waits while the search workers are busy is one call."""
+    first, second = FILTERS[filters]
     gate, held = threading.Event(), []
 
     def hold():
@@ -118,7 +127,7 @@ def test_requests_over_http_are_joined(client, engine, calls):
     answers = []
 
     def ask(object_id):
-        body = {"query": {"object_id": object_id}, "k": 3}
+        body = {"query": {"object_id": object_id}, "k": 3, "filter": first if object_id == ids[0] else second}
         answers.append(client.post("/v1/search", json=body).json()["query"]["object_id"])
 
     async def run():
@@ -138,4 +147,4 @@ def test_requests_over_http_are_joined(client, engine, calls):
             await asyncio.to_thread(thread.join)
 
     asyncio.run(run())
-    assert sorted(answers) == ids and calls == [len(ids)]
+    assert sorted(answers) == ids and sorted(calls) == ([len(ids)] if joined else [1, len(ids) - 1])

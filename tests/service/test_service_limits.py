@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import httpx2
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
-from survey import desi_fits, image_fits, npy
+from survey import CENTRE, desi_fits, image_fits, npy
 
 from astroclip.errors import ProvenanceError
 from service.app import make_app
@@ -108,6 +109,119 @@ def test_too_many_items(settings, engine, spectrum):
     response = client.post("/v1/embed/spectrum", content=desi_fits([spectrum] * 3))
     assert response.status_code == 413 and response.json()["error"]["code"] == "too_many_items"
     few.close()
+
+
+def test_nothing_is_prepared_of_files_that_hold_too_much(settings, engine, spectrum, monkeypatch):
+    few, prepared = Engine(engine.embedder, engine.index, settings.model_copy(update={"max_items": 3})), []
+    real = engine.embedder.prepare
+    monkeypatch.setattr(engine.embedder, "prepare", lambda item, **how: prepared.append(1) or real(item, **how))
+    body = desi_fits([spectrum] * 2)
+    answer = TestClient(make_app(few.settings, few)).post(
+        "/v1/embed/spectrum", files=[("file", (name, body)) for name in "abcdef"]
+    )
+    assert answer.status_code == 413 and answer.json()["error"]["limit"] == 3
+    assert len(prepared) == 2  # of the first
+    few.close()
+
+
+def test_all_bodies_together_just_below_and_just_above(settings, engine):
+    """Bytes are counted while a request is at work, and no longer."""
+    most = 2**20
+    small = Engine(engine.embedder, engine.index, settings.model_copy(update={"max_body_bytes_in_flight": most}))
+    app = make_app(small.settings, small)
+
+    async def both(second: int):
+        sent, release = asyncio.Event(), asyncio.Event()
+
+        async def slowly():
+            yield b"x" * (most // 2)
+            sent.set()
+            await release.wait()
+
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://test") as client:
+            first = asyncio.create_task(client.post("/v1/embed/image", content=slowly()))
+            await sent.wait()
+            await asyncio.sleep(0.05)
+            beside = await client.post("/v1/embed/image", content=b"y" * second)
+            release.set()
+            return (await first).status_code, beside
+
+    for _ in range(2):
+        first, beside = asyncio.run(both(most // 2))
+        assert {first, beside.status_code} <= {415, 422}  # both were read, and are no image
+        first, beside = asyncio.run(both(most // 2 + 1))
+        assert first in (415, 422) and beside.status_code == 429 and beside.headers["retry-after"]
+    alone = TestClient(app).post("/v1/embed/image", content=b"y" * (2 * most))
+    assert alone.status_code in (415, 422)  # bounded by max_body_bytes alone
+    small.close()
+
+
+ID = {"object_id": "sim-00000020"}
+
+
+def combined(depth: int):
+    query = ID
+    for _ in range(depth - 1):
+        query = {"combine": {"positive": [query]}}
+    return query
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "code"),
+    [
+        ({"query": {"combine": {"positive": [ID] * 63}}}, 200, None),  # the combine counts as well
+        ({"query": {"combine": {"positive": [ID] * 64}}}, 422, "query_too_large"),
+        ({"query": combined(3)}, 200, None),
+        ({"query": combined(4)}, 422, "query_too_deep"),
+        ({"query": ID, "columns": ["ra"] * 64}, 200, None),
+        ({"query": ID, "columns": ["ra"] * 65}, 422, "invalid_value"),
+        ({"query": ID, "k": 100}, 200, None),
+        ({"query": ID, "k": 101}, 422, "invalid_value"),
+    ],
+)
+def test_queries_just_below_and_just_above(client, asked, status, code):
+    answer = client.post("/v1/search", json=asked)
+    assert answer.status_code == status, answer.text
+    assert status == 200 or (answer.json()["error"]["code"] == code and answer.json()["error"]["limit"])
+
+
+@pytest.mark.parametrize(
+    ("address", "status"),
+    [
+        ("/v1/objects?ra=180&dec=0&radius_arcsec=36000", 200),
+        ("/v1/objects?ra=180&dec=0&radius_arcsec=36000.1", 422),
+        ("/v1/objects?random=100", 200),
+        ("/v1/objects?random=101", 422),
+    ],
+)
+def test_lookups_just_below_and_just_above(client, address, status):
+    assert client.get(address).status_code == status
+
+
+def test_cone_searches_just_below_and_just_above(settings, engine):
+    """The largest radius and the most rows, of lookups and of the IVOA's."""
+    few = Engine(engine.embedder, engine.index, settings.model_copy(update={"max_rows": 3}))
+    with TestClient(make_app(few.settings, few)) as client:
+        ra, dec = CENTRE[0] + 0.2, CENTRE[1]
+        lookup = f"/v1/objects?ra={ra}&dec={dec}&radius_arcsec="
+        found = {r: client.get(f"{lookup}{r}").json() for r in (50, 3600)}
+        assert [(len(f["objects"]), f["truncated"]) for f in found.values()] == [(3, False), (3, True)]
+        scs = {sr: client.get(f"/scs?RA={ra}&DEC={dec}&SR={sr}").text for sr in (0.014, 1, 10, 10.01)}
+        assert [text.count("<TR>") for text in scs.values()] == [3, 3, 3, 0]
+        assert ["only the nearest 3 rows" in text for text in scs.values()] == [False, True, True, False]
+        assert 'name="Error"' in scs[10.01] and 'name="Error"' not in scs[10]
+    few.close()
+
+
+def test_a_lookup_has_a_deadline(settings, engine, monkeypatch):
+    hurried = Engine(engine.embedder, engine.index, settings.model_copy(update={"deadline_s": 0.1}))
+    gate = threading.Event()
+    with TestClient(make_app(hurried.settings, hurried)) as client:
+        monkeypatch.setattr(hurried.workers.search, "_work", lambda group, works: gate.wait(10) and [None] * len(works))
+        answer = client.get("/v1/objects?random=1")
+        gate.set()
+        assert answer.status_code == 429 and answer.json()["error"]["code"] == "deadline_passed"
+    hurried.close()
 
 
 def test_one_request_too_many_is_429(narrow, galaxy):

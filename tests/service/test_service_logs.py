@@ -235,8 +235,8 @@ def test_a_batch_that_fails_names_the_requests_in_it(asking, engine, monkeypatch
     client, stream = asking()
     monkeypatch.setattr(engine.embedder, "encode", lambda grids: 1 / 0)
     answer = client.post("/v1/embed/image", content=image_fits(galaxy), headers={"x-request-id": "mine"})
-    assert answer.status_code == 422
-    (failed,) = [entry for entry in stream.entries() if "failed in inference" in entry["message"]]
+    assert answer.status_code == 503
+    failed = next(entry for entry in stream.entries() if "failed in inference" in entry["message"])
     assert failed["request_id"] == "mine" and "ZeroDivisionError" in failed["exception"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 
 import numpy as np
@@ -11,6 +12,7 @@ from astropy.io.votable import parse
 from fastapi.testclient import TestClient
 from survey import CENTRE
 
+from astroclip.errors import NotReadyError
 from service.app import make_app
 from service.engine import Engine
 
@@ -125,6 +127,31 @@ def test_not_ready_when_the_models_answer_changes(settings, engine, monkeypatch)
         assert client.get("/readyz").status_code == 503
         monkeypatch.undo()
         assert client.get("/readyz").status_code == 200
+    sick.close()
+
+
+def test_many_probes_share_one_question(settings, engine, monkeypatch):
+    sick = Engine(engine.embedder, engine.index, settings.model_copy(update={"canary_interval_s": 0.0}))
+    asked, real = [], sick._ask_canary
+
+    async def slow():
+        asked.append(1)
+        await asyncio.sleep(0.1)
+        await real()
+
+    monkeypatch.setattr(sick, "_ask_canary", slow)
+
+    async def probe():
+        await asyncio.gather(*(sick.check() for _ in range(50)))
+
+    asyncio.run(probe())
+    assert len(asked) == 1
+    monkeypatch.setattr(sick, "_ask_canary", lambda: 1 / 0)
+
+    async def all_told():
+        return await asyncio.gather(*(sick.check() for _ in range(5)), return_exceptions=True)
+
+    assert all(isinstance(told, NotReadyError) for told in asyncio.run(all_told()))
     sick.close()
 
 

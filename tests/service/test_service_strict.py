@@ -113,7 +113,8 @@ def test_nonfinite_output_is_named_by_the_hash_of_its_input(settings, engine, ga
 
 def test_read_objects_hold_no_pixels(engine, galaxy) -> None:
     """64 small pictures can hold gigabytes; what an answer needs of them is not their pixels."""
+    from service.engine import _Room
     from service.uploads import ReadOptions, Upload
 
-    (prepared,) = engine._prepare(Upload(image_fits(galaxy)), "image", ReadOptions())
+    (prepared,) = engine._prepare(Upload(image_fits(galaxy)), "image", ReadOptions(), _Room(1), True)
     assert prepared.item.pixels.size == 0 and prepared.item.ra is not None and prepared.grid.pixels.size

@@ -109,6 +109,37 @@ def test_signal_and_changed_current_swap_too(root, index_dir, tiny_model_dir, ho
     run(test())
 
 
+def test_a_root_that_cannot_be_looked_at_for_a_while_is_watched_on(
+    root, index_dir, tiny_model_dir, monkeypatch, caplog
+):
+    async def test():
+        import service.swap
+
+        real, away = service.swap._signature, [True]
+
+        def signature(path):
+            if away[0]:
+                away.append(True)
+                raise PermissionError(13, "the file server is away", str(path))
+            return real(path)
+
+        monkeypatch.setattr(service.swap, "_signature", signature)
+        async with serving(root, tiny_model_dir, watch_index_s=0.02) as (_, client):
+            second = publish(root, index_dir, "v2")
+            while len(away) < 5:
+                await asyncio.sleep(0.01)
+            assert await served(client) != second
+            away[0] = False
+            for _ in range(200):
+                if await served(client) == second:
+                    break
+                await asyncio.sleep(0.02)
+            assert await served(client) == second
+        assert caplog.text.count("cannot look for another version") == 1
+
+    run(test())
+
+
 def test_an_index_of_another_model_is_refused_and_the_old_one_serves(root, index_dir, tiny_model_dir):
     async def test():
         async with serving(root, tiny_model_dir) as (_, client):
@@ -169,7 +200,7 @@ def test_a_model_that_answers_otherwise_keeps_the_old_index(root, index_dir, tin
     async def test():
         async with serving(root, tiny_model_dir) as (app, client):
             publish(root, index_dir, "v2")
-            app.state.engine._canary_vector = -app.state.engine._canary_vector
+            app.state.engine._known = {kind: -vector for kind, vector in app.state.engine._known.items()}
             answer = await client.post("/v1/admin/index/reload")
             assert answer.status_code == 503
             assert app.state.engine.index.manifest.survey == "survey v1"

@@ -22,10 +22,10 @@ def workers(monkeypatch):
     [
         (Lane.interactive, 3.0, 1.0, 3.25),  # the slower of the two, which go on at the same time
         (Lane.interactive, 1.0, 3.0, 3.25),
-        (Lane.patient, 3.0, 1.0, 1.25),  # small files are read before its own, which has another thread
+        (Lane.patient, 3.0, 1.0, 3.25),
     ],
 )
 def test_reading_and_inference_overlap_and_search_comes_after(workers, monkeypatch, lane, reading, inference, wait):
-    monkeypatch.setattr(workers.reading, "predicted_wait", lambda: reading)
+    monkeypatch.setattr(workers.reading, "predicted_wait", lambda *_: reading)
     monkeypatch.setattr(workers.inference, "predicted_wait", lambda *_: inference)
     assert workers.predicted_wait(lane, "somebody", 0.0) == wait
