@@ -132,6 +132,10 @@ def error_codes() -> str:
             code = constant(call.args[0], None)
             default = "InputError" if name == "refusal" else "LimitError"
             kind = classes[name_of(keywords["kind"]) if "kind" in keywords else default]
+        elif name == "_refuse" and len(call.args) == 4:  # of connections: status, code, message, limit
+            if isinstance(call.args[0], ast.Constant) and isinstance(call.args[1], ast.Constant):
+                statuses.setdefault(call.args[1].value, set()).add(call.args[0].value)
+            continue
         else:
             continue
         if code:

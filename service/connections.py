@@ -35,7 +35,9 @@ def connection_options(settings: Settings, refused: Callable[[str], None] = lamb
     names = ("head_timeout_s", "write_timeout_s", "max_head_bytes", "max_connections")
     bounds = {name: getattr(settings, name) for name in names}
     return {
-        "http": type("BoundedProtocol", (BoundedProtocol,), {**bounds, "refused": staticmethod(refused)}),
+        "http": type(
+            "BoundedProtocol", (BoundedProtocol,), {**bounds, "refused": staticmethod(refused), "lingering": [0]}
+        ),
         "timeout_keep_alive": settings.keep_alive_s,
     }
 
@@ -49,6 +51,7 @@ class BoundedProtocol(HttpToolsProtocol):
     max_head_bytes: int
     max_connections: int
     refused: Callable[[str], None]
+    lingering: list[int]  # how many are refused and not gone; one number for all connections
     _in_head = True  # none, or not all of one, has come
     _head_bytes = 0
     _closing = False  # refused, and lingering
@@ -69,9 +72,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > 2 * self.max_connections:  # even those that linger are too many
+        if self.lingering[0] > self.max_connections:  # even those that were told so are too many
             transport.abort()
-        elif len(self.connections) > self.max_connections:
+        elif len(self.connections) - self.lingering[0] > self.max_connections:
             self._refuse(
                 503,
                 "too_many_connections",
@@ -146,6 +149,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop("_slow_head")
         self._stop("_slow_reader")
+        self.lingering[0] -= self._closing
         super().connection_lost(exc)
 
     def _too_slow(self) -> None:
@@ -160,8 +164,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, code: str, message: str, limit: float) -> None:
         """Answer what never became a request of the application, in the one shape of errors, and hang up."""
+        if self._closing:
+            return
         self._stop("_slow_head")
         self._closing = True
+        self.lingering[0] += 1
         request_id = new_request_id()
         body = {"error": error_body(code, message, field=None, limit=limit, request_id=request_id)}
         text = json.dumps(body).encode()
