@@ -37,6 +37,7 @@ __all__ = ["KINDS", "Raw", "measured", "server_of", "steady_rate", "threads_of"]
 KINDS = {"grid": ("grid", 1, 64), "grid x 32": ("grid", 32, 6), "fits": ("fits", 1, 64)}
 RATIO_GRID, RATIO_FITS, OVERHEAD_MS, TAIL = 0.90, 0.75, 5.0, 3.0
 LOAD = 0.7
+PAUSE_S = 0.005  # of a client between one answer and its next request, where the service is idle
 WARM_S = 1.0
 
 
@@ -62,10 +63,11 @@ class Raw:
             done += len(self.embedder.encode(batches[done // size % len(batches)]))
         return done / spent
 
-    def single_ms(self, modality: Modality, count: int) -> list[float]:
-        """Times of single objects."""
+    def single_ms(self, modality: Modality, count: int, pause_s: float = 0.0) -> list[float]:
+        """Times of single objects, with pauses between."""
         grids, times = self.grids[modality], []
         for i in range(count + 3):
+            time.sleep(pause_s)
             started = time.perf_counter()
             self.embedder.encode([grids[i % len(grids)]])
             times.append(1e3 * (time.perf_counter() - started))
@@ -143,18 +145,25 @@ def _of(kinds: Sequence[str]) -> list[tuple[str, tuple[Any, int, int]]]:
 def _idle(
     server: Server, raw: Raw, modality: Modality, bodies: Sequence[Ask], rounds: int, count: int = 60
 ) -> dict[str, Any]:
-    """One request at a time with pauses, and the model alone between."""
-    http, model, overhead = [], [], []
+    """One request at a time with pauses, and the model alone between, with the same pauses: after one, a pass takes 1 to
+    3 ms longer, with a service around it or without. The model without pauses is there as well."""
+    http, model, overhead, unpaused = [], [], [], []
     for _ in range(max(3, rounds)):
-        alone = percentile(raw.single_ms(modality, count), 50)
-        answers = Traffic(server.port, Plan(bodies, connections=1, requests=count + 5, think_s=0.005)).run()
+        alone = percentile(raw.single_ms(modality, count, PAUSE_S), 50)
+        answers = Traffic(server.port, Plan(bodies, connections=1, requests=count + 5, think_s=PAUSE_S)).run()
         asked = percentile(answers.latency_ms[answers.ok][5:], 50)
-        again = percentile(raw.single_ms(modality, count), 50)
+        again = percentile(raw.single_ms(modality, count, PAUSE_S), 50)
         model.append((alone + again) / 2)
         http.append(asked)
         overhead.append(asked - model[-1])
+        unpaused.append(percentile(raw.single_ms(modality, count), 50))
     print(f"{modality} idle: {np.median(http):.2f} ms, model {np.median(model):.2f} ms", flush=True)
-    return {"http_p50_ms": spread(http), "model_p50_ms": spread(model), "overhead_ms": spread(overhead)}
+    return {
+        "http_p50_ms": spread(http),
+        "model_p50_ms": spread(model),
+        "model_without_pauses_p50_ms": spread(unpaused),
+        "overhead_ms": spread(overhead),
+    }
 
 
 def _tail(server: Server, bodies: Sequence[Ask], rate: float, seconds: float) -> dict[str, Any]:
