@@ -128,6 +128,7 @@ class Batcher(Generic[Item, Result]):
             async with asyncio.timeout(left):
                 await ticket.answered
         except TimeoutError:
+            trace.add("queue", min(ticket.taken, time.perf_counter()) - ticket.asked)
             raise _too_late() from None
         finally:
             if ticket.done:
@@ -194,6 +195,10 @@ class Batcher(Generic[Item, Result]):
         """Why this worker should not be relied on, None when it is well."""
         if self._failures >= self.max_failures:
             return f"{self._failures} batches of {self.name} failed in a row"
+        return self.stuck()
+
+    def stuck(self) -> str | None:
+        """That it is at one batch for too long, None when it is not."""
         busy = max((time.perf_counter() - since for since, _ in list(self._busy.values())), default=0.0)
         if busy > self.stuck_after_s:
             return f"{self.name} has been at one batch for {busy:.0f} s"

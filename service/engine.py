@@ -57,6 +57,7 @@ __all__ = ["Embedded", "Engine", "Prepared", "open_index"]
 log = logging.getLogger("astroclip.service")
 
 _MASKS = 8  # a byte an object each
+_FEW_ROWS = 200  # of an answer; 10 ms, or several times that as a VOTable
 
 Vector = npt.NDArray[np.float32]
 
@@ -107,7 +108,8 @@ class Engine:
         self.lists, self.lists_problem = _lists(index)
         self._known: dict[Modality, Vector] = {}  # the canary's vectors
         self._canary_at = 0.0
-        self._checking: asyncio.Task[None] | None = None
+        self._canaries: dict[Modality, GridImage | GridSpectrum] = {}
+        self._checking: asyncio.Task[str | None] | None = None
         # The latest filters' masks: requests with the same one are searched together, and MOCs take long to draw.
         self.mask: Callable[[str], npt.NDArray[np.bool_]] = lru_cache(_MASKS)(partial(_mask, index, settings.filter))
 
@@ -137,7 +139,7 @@ class Engine:
     def with_index(self, index: SurveyIndex) -> Engine:
         """The same model and workers over another index. Raises ProvenanceError."""
         engine = Engine(self.embedder, index, self.settings, self.workers)
-        engine.started, engine._known = self.started, self._known
+        engine.started, engine._known, engine._canaries = self.started, self._known, self._canaries
         return engine
 
     def close(self) -> None:
@@ -172,11 +174,13 @@ class Engine:
         room = _Room(self.settings.max_items)
         works = [partial(self._prepare, upload, modality, options, room, judged) for upload in uploads]
         size = max((len(upload.data) for upload in uploads), default=0)
-        prepared: list[Prepared] = []
-        for found in await self.workers.reading.read(trace, works, size):
-            if isinstance(found, BaseException):
-                raise found
-            prepared += found
+        outcomes = await self.workers.reading.read(trace, works, size)
+        for error in (errors := [found for found in outcomes if isinstance(found, BaseException)]):
+            if isinstance(error, AstroClipError):
+                error.without_frames()
+        if errors:
+            raise errors[0]
+        prepared = [item for found in outcomes if not isinstance(found, BaseException) for item in found]
         if len(prepared) > self.settings.max_interactive_items:
             trace.be_patient()
         return prepared
@@ -223,35 +227,43 @@ class Engine:
         Raises OverloadError where the model has too much to do or the request's deadline passed, NotReadyError where
         it is the model that fails, whatever it is given.
         """
-        good = [p.grid for p in prepared if p.grid is not None]
+        good = [p for p in prepared if p.grid is not None]
         modality = prepared[0].modality if prepared else "image"
-        vectors = iter(await self._encode(good, modality, trace))
-        out = []
-        for p in prepared:
-            vector, error = next(vectors) if p.grid is not None else None, p.error
-            if isinstance(vector, OverloadError | NotReadyError):
-                raise vector
-            if isinstance(vector, ModelDied):
-                raise NotReadyError(
-                    "The model's process ended while it was at this request; another is being started. Try again in a "
-                    "few seconds.",
-                    code="model_restarted",
-                ) from vector
-            if p.grid is not None and isinstance(vector, BaseException) and not self.workers.quarantine.holds(p.grid):
-                # It may have failed alone because of what it is, or of what the model is: which then fails again.
-                await self.check(now=True)
-                self.workers.quarantine.add(p.grid)
-            if isinstance(vector, BaseException) or (vector is not None and not np.all(np.isfinite(vector))):
-                if not isinstance(vector, BaseException):  # which the worker counted
-                    self.workers.metrics.nonfinite(p.modality)
-                    log.error(
-                        "the model's output for a %s is not finite; sha256 of the input %s",
-                        p.modality,
-                        hashlib.sha256(p.upload.data if p.upload else b"").hexdigest(),
-                    )
-                vector, error = None, _no_vector(p.modality)
-            out.append(Embedded(p, vector, error))
-        return out
+        vectors = await self._encode([p.grid for p in good], modality, trace)
+        failed = [p for p, vector in zip(good, vectors, strict=True) if self._failed(p, vector)]
+        strange = [p.grid for p in failed if p.grid is not None and not self.workers.quarantine.holds(p.grid)]
+        if strange:
+            # They may have failed for what they are, or for what the model is, which then does not know its own.
+            await self.check(now=True)
+            for grid in strange:
+                self.workers.quarantine.add(grid)
+        found = {id(p): vector for p, vector in zip(good, vectors, strict=True)}
+        for p in failed:
+            found[id(p)] = None
+        return [
+            Embedded(p, found.get(id(p)), p.error or (None if found[id(p)] is not None else _no_vector(p.modality)))
+            for p in prepared
+        ]
+
+    def _failed(self, prepared: Prepared, vector: Any) -> bool:
+        """Whether the model has no vector for this input. Raises what is the fault of neither."""
+        if isinstance(vector, OverloadError | NotReadyError):
+            raise vector
+        if isinstance(vector, ModelDied):
+            raise NotReadyError(
+                "The model's process ended while it was at this request; another is being started. Try again in a "
+                "few seconds.",
+                code="model_restarted",
+            ) from vector
+        if isinstance(vector, BaseException):
+            return True  # the worker counted it
+        if np.all(np.isfinite(vector)):
+            return False
+        self.workers.metrics.nonfinite(prepared.modality)
+        upload = prepared.upload.data if prepared.upload else b""
+        digest = hashlib.sha256(upload).hexdigest()
+        log.error("the model's output for a %s is not finite; sha256 of the input %s", prepared.modality, digest)
+        return True
 
     async def encode(self, trace: Trace, grids: Sequence[Any], modality: Modality) -> Vector:
         """(N, D) vectors of grids that are nobody's upload, behind all that wait for an answer of their own."""
@@ -285,6 +297,13 @@ class Engine:
         job = within(contextvars.copy_context(), partial(work, *arguments, **keywords))
         return first_error(await self.workers.search.submit([job], self.index, trace, "search", lane, weight))
 
+    async def write(self, trace: Trace, rows: int, work: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of making an answer of so many rows: of few it is done where searches are, of many by the worker
+        for long answers."""
+        if rows <= _FEW_ROWS:
+            return await self.search(trace, work, *arguments)
+        return await self.workers.write(trace, -(-rows // _FEW_ROWS), work, *arguments)
+
     # -- readiness -------------------------------------------------------------------------------------------------
 
     async def check(self, now: bool = False) -> None:
@@ -297,38 +316,46 @@ class Engine:
         recent = time.monotonic() - self._canary_at < self.settings.canary_interval_s
         if recent and not now and problem is None and self._known:
             return
+        if now and self._checking is not None and not self._checking.done():
+            await asyncio.shield(self._checking)  # it may have had its answer before what we ask for happened
         # A worker in trouble is asked at once: if it answers, its inputs were at fault, and it is well again.
         if self._checking is None or self._checking.done():  # who asks meanwhile waits for the same answer
             self._checking = asyncio.create_task(self._check(problem))
-        await asyncio.shield(self._checking)
+        trouble = await asyncio.shield(self._checking)
+        if trouble is not None:
+            raise NotReadyError(trouble)
 
-    async def _check(self, problem: str | None) -> None:
+    async def _check(self, problem: str | None) -> str | None:
+        """What is wrong, None when nothing is."""
         try:
             async with asyncio.timeout(self.settings.ready_timeout_s):
                 await self._ask_canary()
         except Exception as error:
             log.exception("the canary failed")
             trouble = f"; {problem}" if problem else ""
-            raise NotReadyError(
-                f"The model did not answer its known input ({type(error).__name__}{trouble})."
-            ) from error
-        self._canary_at = time.monotonic()
+            return f"The model did not answer its known input ({type(error).__name__}{trouble})."
+        stuck = self.workers.stuck()
+        if stuck is None:
+            self._canary_at = time.monotonic()
+        return stuck
 
     async def _ask_canary(self) -> None:
-        for modality in self.embedder.modalities:
-            vector = await self._canary_vector(modality)
-            known = self._known.setdefault(modality, vector)
-            if abs(float(np.linalg.norm(vector)) - 1.0) > 1e-3 or np.abs(vector - known).max() > 1e-3:
+        modalities = self.embedder.modalities
+        vectors = await asyncio.gather(*(self._canary_vector(modality) for modality in modalities))
+        for modality, vector in zip(modalities, vectors, strict=True):
+            known = self._known.get(modality, vector)
+            if not (abs(float(np.linalg.norm(vector)) - 1.0) <= 1e-3 and np.abs(vector - known).max() <= 1e-3):
                 raise ValueError(f"the canary's vector changed ({modality})")
-        ask = partial(self.index.search, vector[None], target="either", k=1, query_modality=modality)
+            self._known[modality] = known
+        ask = partial(self.index.search, vectors[-1][None], target="either", k=1, query_modality=modalities[-1])
         hits, _ = await self.search(Trace(), ask, lane=Lane.health)
         if not len(hits[0]):
             raise ValueError("the index returned no hit for the canary")
 
     async def _canary_vector(self, modality: Modality) -> Vector:
-        trace = Trace()
-        grid = await self.workers.decode(trace, self.embedder.prepare, canary(modality), lane=Lane.health)
-        vector: Vector = first_error(await self._encode([grid], modality, trace, Lane.health))
+        if modality not in self._canaries:
+            self._canaries[modality] = await asyncio.to_thread(self.embedder.prepare, canary(modality))
+        vector: Vector = first_error(await self._encode([self._canaries[modality]], modality, Trace(), Lane.health))
         return vector
 
 

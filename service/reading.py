@@ -57,10 +57,6 @@ class Reading:
         """Seconds a file would wait if it came now: a small one, or one of a patient request."""
         return (self.large if lane is Lane.patient else self.small).predicted_wait(lane, caller)
 
-    def problem(self) -> str | None:
-        """Why these workers should not be relied on, None when they are well."""
-        return self.small.problem() or self.large.problem()
-
     def close(self) -> None:
         for worker in {self.small, self.large}:
             worker.close()
@@ -68,13 +64,15 @@ class Reading:
 
 def outcomes(group: Any, works: Sequence[Callable[[], T]]) -> list[T | BaseException]:
     """What each returns or raises."""
-    found: list[T | BaseException] = []
-    for work in works:
-        try:
-            found.append(work())
-        except Exception as error:
-            found.append(error)
-    return found
+    return [_outcome(work) for work in works]
+
+
+def _outcome(work: Callable[[], T]) -> T | BaseException:
+    # A function of its own: an error holds the frames it went through, and must not meet itself in one.
+    try:
+        return work()
+    except Exception as error:
+        return error
 
 
 def give_way() -> None:

@@ -94,10 +94,12 @@ class Swapper:
 
     async def _quietly(self) -> bool:
         """A swap whose failure is logged and nothing else; whether it succeeded."""
-        with suppress(AstroClipError):
+        try:
             await self.reload()
-            return True
-        return False
+        except AstroClipError as error:
+            error.without_frames()  # which hold both indexes
+            return False
+        return True
 
     async def _watch(self) -> None:
         """Swap when what lies at the root changes; one that is refused is tried again, ever more seldom. A root that
@@ -160,6 +162,8 @@ class Swapper:
             if error.message != self.problem:
                 log.error("the index was not replaced: %s", error.message, exc_info=None if known else caught)
                 self.problem = error.message
+            if error is caught:
+                raise
             raise error from caught
         self.problem = None
         metrics.swap("unchanged" if swap.outcome == "unchanged" else "swapped")

@@ -87,8 +87,9 @@ class Workers:
         found: T = first_error(await self.reading.read(trace, [partial(work, *arguments)], size, lane))
         return found
 
-    async def write(self, trace: Trace, work: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
-        """Make a long answer. Raises OverloadError, too, where it would wait longer than requests do here."""
+    async def write(self, trace: Trace, weight: int, work: Callable[..., T], *arguments: Any) -> T:
+        """Make a long answer; weight: how long, as a multiple of the shortest. Raises OverloadError, too, where it
+        would wait longer than requests do here."""
         lane = Lane.patient if trace.batch else Lane.interactive
         wait, allowed = self.writing.predicted_wait(lane, trace.caller), longest_wait(self.settings, trace)
         if wait > allowed:
@@ -97,8 +98,8 @@ class Workers:
                 f"waited here. Try again in {max(1.0, wait - allowed):.0f} s, or ask for fewer rows.",
                 retry_after_s=max(1.0, wait - allowed),
             )
-        job = partial(contextvars.copy_context().run, partial(work, *arguments, **keywords))
-        found: T = first_error(await self.writing.submit([job], None, trace, "search"))
+        job = partial(contextvars.copy_context().run, partial(work, *arguments))
+        found: T = first_error(await self.writing.submit([job], None, trace, "search", weight=weight))
         return found
 
     def predicted_wait(self, lane: Lane, caller: str, arriving: float) -> float:
@@ -112,7 +113,12 @@ class Workers:
 
     def problem(self) -> str | None:
         """Why the service is not ready, None when its workers are well."""
-        return self.reading.problem() or self.inference.problem() or self.search.problem() or self.writing.problem()
+        return self.inference.problem() or self.search.problem() or self.stuck()
+
+    def stuck(self) -> str | None:
+        """Which worker is at one batch for too long, None when none is."""
+        workers = (self.reading.small, self.reading.large, self.inference, self.search, self.writing)
+        return next((trouble for worker in workers if (trouble := worker.stuck()) is not None), None)
 
     def close(self) -> None:
         self.reading.close()

@@ -77,10 +77,10 @@ async def one_list(
     if known not in engine.lists.entries:
         raise NotFoundError(f"There is no list {known!r}. {_why_not(engine)}", code="no_lists", field="kind")
     table = await engine.search(trace, engine.lists.select, known, chosen)
-    info = _info(known, engine.lists.entries[known])
+    info, part = _info(known, engine.lists.entries[known]), table.slice(offset, limit or min(_ROWS, most))
 
-    def written() -> Response:
-        rows = table.slice(offset, limit or min(_ROWS, most)).to_pylist()
+    def made() -> Response:
+        rows = part.to_pylist()
         if fmt == "json":
             return json_answer(
                 ListAnswer(
@@ -96,7 +96,8 @@ async def one_list(
         meta = table_meta(engine, trace.request_id, list=known, list_created=info.created, total=str(table.num_rows))
         return table_response(rows, table.column_names, fmt, meta, {})
 
-    return await engine.workers.write(trace, written)
+    written: Response = await engine.write(trace, part.num_rows, made)
+    return written
 
 
 def _kind(kind: str) -> ListKind:

@@ -71,7 +71,10 @@ async def objects(
         )
         most = min(limit or settings.max_rows, settings.max_rows)
         truncated, rows, separations = len(rows) > most, rows[:most], separations[:most]
-    return await engine.workers.write(trace, _listed, engine, rows, separations, truncated, fmt, trace.request_id)
+    listed: Response = await engine.write(
+        trace, len(rows), _listed, engine, rows, separations, truncated, fmt, trace.request_id
+    )
+    return listed
 
 
 def _listed(
@@ -132,7 +135,8 @@ async def one_object(request: Request, object_id: str, format: Annotated[str | N
     model = (await engine.search(trace, object_models, engine.index, np.array([row])))[0]
     if fmt == "json":
         return json_answer(ObjectAnswer(request_id=trace.request_id, **engine.provenance(), object=model))
-    return _table(engine, [model], fmt, trace.request_id)
+    table: Response = await engine.write(trace, 1, _table, engine, [model], fmt, trace.request_id)
+    return table
 
 
 def cone(

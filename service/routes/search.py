@@ -71,7 +71,8 @@ async def search(request: Request) -> Response:
     fmt = chosen_format(request)
     if fmt == "json":
         return json_answer(answer)
-    return await engine.workers.write(trace, _hits_table, answer, fmt, engine)
+    table: Response = await engine.write(trace, len(answer.hits), _hits_table, answer, fmt, engine)
+    return table
 
 
 @router.post(
@@ -94,7 +95,9 @@ async def estimate(request: Request) -> Response:
         return json_answer(answer)
     rows = [item.model_dump() for item in answer.estimates]
     columns = ["name", "unit", "value", "lo", "hi", "coverage", "n_eff", "k", "calibrated"]
-    return table_response(rows, columns, fmt, {**_meta(answer, engine), "method": answer.method}, {})
+    meta = {**_meta(answer, engine), "method": answer.method}
+    table: Response = await engine.write(trace, len(rows), table_response, rows, columns, fmt, meta, {})
+    return table
 
 
 async def _read(

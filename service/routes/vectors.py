@@ -57,7 +57,8 @@ async def vectors(request: Request) -> Response:
         trace.be_patient()
     weight = -(-len(found_in) // _A_SEARCH)
     hits = await engine.search(trace, search_vectors, engine, asked, found_in, weight=weight)
-    return await engine.workers.write(trace, _written, engine, hits, fmt, trace.request_id)
+    written: Response = await engine.write(trace, len(hits.ids), _written, engine, hits, fmt, trace.request_id)
+    return written
 
 
 def _written(engine: Engine, hits: VectorHits, fmt: str, request_id: str) -> Response:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from astroclip.errors import AstroClipError, InputError
+from astroclip.errors import AstroClipError, InputError, NotReadyError, OverloadError
 from index.sky import check_position
 from service.answer import object_models
 from service.engine import Engine
@@ -55,10 +55,13 @@ async def scs(request: Request) -> Response:
         check_position(ra, dec)
         settings, arcsec = settings_of(request), 3600.0 * radius
         rows, away = await engine.search(trace, cone, engine.index, ra, dec, arcsec, settings.max_radius_arcsec)
-        document = await engine.workers.write(
-            trace, _document, engine, rows[:0] if radius == 0.0 else rows, away, settings.max_rows, trace.request_id
-        )
+        rows, most = rows[:0] if radius == 0.0 else rows, settings.max_rows
+        count = min(len(rows), most)
+        document = await engine.write(trace, count, _document, engine, rows, away, most, trace.request_id)
+    except (OverloadError, NotReadyError):
+        raise  # of the service, not of the question: with the status that says when to come back
     except AstroClipError as error:
+        error.without_frames()
         document = _error(error.message)
         trace.error = error.code  # the status does not say it
     return Response(document, media_type=FORMATS["votable"])

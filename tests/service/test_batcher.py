@@ -196,8 +196,12 @@ def test_who_waits_for_a_batch_at_work_is_answered_at_the_deadline(make, work):
     async def run():
         batcher = make()
         work.gate.clear()
+        trace = Trace(deadline=time.monotonic() + 0.05)
         with pytest.raises(OverloadError) as refused:
-            await ask(batcher, [1], trace=Trace(deadline=time.monotonic() + 0.05))
+            await ask(batcher, [1], trace=trace)
+        with pytest.raises(OverloadError):
+            await ask(batcher, [3], trace=(waited := Trace(deadline=time.monotonic() + 0.05)))
+        assert min(waited.ms["queue"], trace.ms["queue"]) >= 45  # what it waited is told, answered or not
         work.gate.set()
         assert await ask(batcher, [2]) == [4]
         return refused.value

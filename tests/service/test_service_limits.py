@@ -112,7 +112,10 @@ def test_too_many_items(settings, engine, spectrum):
 
 
 def test_nothing_is_prepared_of_files_that_hold_too_much(settings, engine, spectrum, monkeypatch):
-    few, prepared = Engine(engine.embedder, engine.index, settings.model_copy(update={"max_items": 3})), []
+    few, prepared = (
+        Engine(engine.embedder, engine.index, settings.model_copy(update={"max_items": 3, "decode_threads": 2})),
+        [],
+    )
     real = engine.embedder.prepare
     monkeypatch.setattr(engine.embedder, "prepare", lambda item, **how: prepared.append(1) or real(item, **how))
     body = desi_fits([spectrum] * 2)

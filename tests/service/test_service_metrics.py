@@ -170,11 +170,13 @@ def test_out_of_distribution_is_counted_as_such(settings, engine, galaxy):
 
 
 def test_vectors_that_are_not_finite_are_counted(served, galaxy, engine, monkeypatch):
+    real = engine.embedder.encode
     monkeypatch.setattr(
-        engine.embedder, "encode", lambda grids: np.full((len(grids), engine.embedder.dim), np.nan, np.float32)
+        engine.embedder, "encode", lambda grids: real(grids) * np.float32("nan" if len(grids) == 2 else 1)
     )
-    assert served.post("/v1/embed/image", content=image_fits(galaxy)).status_code == 422
-    assert samples(served)["astroclip_nonfinite_outputs_total", "image"] == 1
+    files = [("file", ("a", image_fits(galaxy)))] * 2
+    assert served.post("/v1/embed/image", files=files).status_code == 422
+    assert samples(served)["astroclip_nonfinite_outputs_total", "image"] == 2
 
 
 def test_the_index_served_is_named(served, engine):

@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 from astropy.io.votable import parse
 from fastapi.testclient import TestClient
-from survey import CENTRE
+from survey import CENTRE, desi_fits, image_fits
 
 from astroclip.errors import NotReadyError
 from service.app import make_app
@@ -127,6 +127,28 @@ def test_not_ready_when_the_models_answer_changes(settings, engine, monkeypatch)
         assert client.get("/readyz").status_code == 503
         monkeypatch.undo()
         assert client.get("/readyz").status_code == 200
+    sick.close()
+
+
+@pytest.mark.parametrize("modality", ["image", "spectrum"])
+def test_not_ready_where_one_modality_has_no_vectors(settings, engine, monkeypatch, galaxy, spectrum, modality):
+    """NaN compares with nothing, and the other modality is well."""
+    sick = Engine(engine.embedder, engine.index, settings.model_copy(update={"canary_interval_s": 0.0}))
+    real = sick.embedder.encode
+
+    def numb(grids):
+        ill = hasattr(grids[0], "pixels") == (modality == "image")
+        return np.full((len(grids), 16), np.nan, np.float32) if ill else real(grids)
+
+    bodies = {"image": image_fits(galaxy), "spectrum": desi_fits([spectrum])}
+    with TestClient(make_app(sick.settings, sick)) as client:
+        assert client.get("/readyz").status_code == 200
+        with monkeypatch.context() as patch:
+            patch.setattr(sick.embedder, "encode", numb)
+            assert client.get("/readyz").status_code == 503
+            assert client.post(f"/v1/embed/{modality}", content=bodies[modality]).status_code == 503
+        assert client.get("/readyz").status_code == 200
+        assert client.post(f"/v1/embed/{modality}", content=bodies[modality]).status_code == 200
     sick.close()
 
 
