@@ -57,7 +57,7 @@ __all__ = ["Embedded", "Engine", "Prepared", "open_index"]
 log = logging.getLogger("astroclip.service")
 
 _MASKS = 8  # a byte an object each
-_FEW_ROWS = 200  # of an answer; 10 ms, or several times that as a VOTable
+_FEW_ROWS = 200  # of an answer; as a VOTable, 10,000 of them take 0.3 s
 
 Vector = npt.NDArray[np.float32]
 
@@ -175,7 +175,8 @@ class Engine:
         works = [partial(self._prepare, upload, modality, options, room, judged) for upload in uploads]
         size = max((len(upload.data) for upload in uploads), default=0)
         outcomes = await self.workers.reading.read(trace, works, size)
-        for error in (errors := [found for found in outcomes if isinstance(found, BaseException)]):
+        errors = [found for found in outcomes if isinstance(found, BaseException)]
+        for error in errors:
             if isinstance(error, AstroClipError):
                 error.without_frames()
         if errors:
@@ -237,13 +238,14 @@ class Engine:
             await self.check(now=True)
             for grid in strange:
                 self.workers.quarantine.add(grid)
-        found = {id(p): vector for p, vector in zip(good, vectors, strict=True)}
-        for p in failed:
-            found[id(p)] = None
-        return [
-            Embedded(p, found.get(id(p)), p.error or (None if found[id(p)] is not None else _no_vector(p.modality)))
-            for p in prepared
-        ]
+        bad, given = set(map(id, failed)), dict(zip(map(id, good), vectors, strict=True))
+
+        def outcome(p: Prepared) -> Embedded:
+            if p.error is not None:
+                return Embedded(p, error=p.error)
+            return Embedded(p, error=_no_vector(p.modality)) if id(p) in bad else Embedded(p, given[id(p)])
+
+        return [outcome(p) for p in prepared]
 
     def _failed(self, prepared: Prepared, vector: Any) -> bool:
         """Whether the model has no vector for this input. Raises what is the fault of neither."""

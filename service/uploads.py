@@ -206,7 +206,7 @@ async def _form(request: Request, settings: Settings) -> FormData:
     """Parse the form; files stay in memory, since the body limit already bounds them.
 
     Its texts are decoded in the event loop, with the charset that the client names: some of Python's take quadratic
-    time (punycode: minutes for a megabyte), others give what no answer can hold, so only UTF-8 is taken.
+    time (punycode: 0.2 s for 80 kB, hours for 32 MB), others give what no answer can hold, so only UTF-8 is taken.
     """
     _, said = parse_options_header(request.headers.get("content-type"))
     charset = said.get(b"charset", _CHARSETS[0]).lower()

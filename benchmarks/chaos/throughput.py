@@ -145,8 +145,8 @@ def _of(kinds: Sequence[str]) -> list[tuple[str, tuple[Any, int, int]]]:
 def _idle(
     server: Server, raw: Raw, modality: Modality, bodies: Sequence[Ask], rounds: int, count: int = 60
 ) -> dict[str, Any]:
-    """One request at a time with pauses, and the model alone between, with the same pauses: after one, a pass takes 1
-    to 3 ms longer, with a service around it or without. The model without pauses is there as well."""
+    """One request at a time with pauses, and the model alone between, with the same pauses: after one, a pass takes
+    longer, with a service around it or without. The model without pauses is there as well."""
     http, model, overhead, unpaused = [], [], [], []
     for _ in range(max(3, rounds)):
         alone = percentile(raw.single_ms(modality, count, PAUSE_S), 50)
