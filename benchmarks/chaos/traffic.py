@@ -134,10 +134,7 @@ class Traffic:
         self._reader.join()
         if self._process.wait() != 0:
             raise RuntimeError(f"the traffic process ended with code {self._process.returncode}")
-        size, told = int.from_bytes(self._result[0][:8]), self._result[0][8:]
-        if len(told) != size:  # seen once, in the hundredth of a campaign's plans, and not understood
-            raise RuntimeError(f"the traffic process told {size:,} bytes of answers, and {len(told):,} came")
-        answers: Answers = pickle.loads(told)
+        answers: Answers = pickle.loads(self._result[0])
         return answers
 
     def stop(self) -> Answers:
@@ -158,9 +155,10 @@ def _child() -> None:
     port, plan = pickle.loads(sys.stdin.buffer.read())
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         answers = runner.run(_Sender(port, plan).run())
-    told = pickle.dumps(answers)
-    sys.stdout.buffer.write(len(told).to_bytes(8) + told)
-    sys.stdout.flush()
+    # Where PYTHONUNBUFFERED is set, sys.stdout.buffer is the bare file, which may write less than it is given without
+    # a word, and did, interrupted by what uvloop leaves to the kernel; a buffered writer goes on until all is out.
+    with open(sys.stdout.fileno(), "wb", closefd=False) as out:
+        pickle.dump(answers, out)
 
 
 class _Sender:
