@@ -29,13 +29,14 @@ from service.workers import Workers, longest_wait
 
 __all__ = ["Admission"]
 
+_DECLARE_A_BODY = {b"content-length", b"transfer-encoding"}
 _NEWEST = 0.05  # weight of the newest request in the mean number of objects
 
 
 class Admission:
-    """ASGI middleware, see the module. Requests that are no POST are let in, with a deadline: most are cheap, and what
-    is long of the others waits for its writer (`Workers.write`). So are admin calls, without one: they are what an
-    operator has when nothing else is."""
+    """ASGI middleware, see the module. Requests that are no POST are let in: most are cheap, and what is long of the
+    others waits for its writer (`Workers.write`). So are admin calls, without a deadline: they are what an operator has
+    when nothing else is."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app, self.settings = app, settings
@@ -48,17 +49,16 @@ class Admission:
             await self.app(scope, receive, send)
             return
         trace: Trace = scope["state"]["trace"]
-        if scope["method"] != "POST":
-            trace.deadline = time.monotonic() + self.settings.deadline_s
-            await self.app(scope, receive, send)
-            return
-        engine = scope["app"].state.engine
+        engine, brings = scope["app"].state.engine, scope["method"] == "POST"
         try:
             self._prepare(trace, Headers(scope=scope))
-            if engine is not None:
+            if brings and engine is not None:
                 self._admit(trace, engine.workers)
         except (InputError, OverloadError) as error:
             await from_astroclip(error, trace.request_id)(scope, receive, send)
+            return
+        if not brings:
+            await _while_connected(self.app, scope, receive, send)
             return
         self.in_flight[trace.caller] += 1
         self.unread += 1
@@ -137,11 +137,18 @@ class _Once:
 async def _while_connected(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
     """Run `app`, and cancel it when the client goes away, so that nothing is computed for nobody.
 
-    The body is handed through; once it is complete, only a disconnect can come, and it is waited for here.
+    The body is handed through; once it is complete, only a disconnect can come, and it is waited for here. A GET
+    without one is complete from the start, since who expects none does not ask for it.
     """
     complete, gone, answered = asyncio.Event(), asyncio.Event(), False
+    first: list[Message] = []
+    if scope["method"] in ("GET", "HEAD") and not {name for name, _ in scope["headers"]} & _DECLARE_A_BODY:
+        first.append({"type": "http.request", "body": b"", "more_body": False})
+        complete.set()
 
     async def handed() -> Message:
+        if first:
+            return first.pop()
         if complete.is_set():
             await gone.wait()
             return {"type": "http.disconnect"}

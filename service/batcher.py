@@ -8,8 +8,8 @@
 * Where the work is done elsewhere (`ahead`), the next batch is made up and handed over shortly before the one at work
   ends, so that who works does not wait for this process, which is at its busiest when a batch has just been answered.
 * A batch that raises is halved until the culprit stands alone; only that item fails, with the exception it raised.
-* Items whose request was dropped are not worked on; nor are those past their deadline. Who waits gets 429 at it,
-  whatever the worker is at.
+* Items whose request was dropped leave the queue, and what they hold is freed; so do those past their deadline. Who
+  waits gets 429 at it, whatever the worker is at.
 * A worker whose thread is thrown out of its loop is started again. Batches of which nothing succeeded are counted:
   `problem` says when there were too many in a row, or one takes too long, and readiness ends.
 """
@@ -28,7 +28,7 @@ from typing import Any, Generic, TypeVar
 
 from astroclip.errors import AstroClipError, NotReadyError, OverloadError
 from service.metrics import Metrics
-from service.trace import Trace
+from service.trace import Trace, too_late
 from service.waiting import Lane, Waiting
 
 __all__ = ["Batcher"]
@@ -123,18 +123,18 @@ class Batcher(Generic[Item, Result]):
         ticket.expect(len(jobs))
         if jobs:
             self._enqueue(jobs)
-        left = None if trace.deadline == math.inf else trace.deadline - time.monotonic()
         try:
-            async with asyncio.timeout(left):
+            async with trace.in_time():
                 await ticket.answered
-        except TimeoutError:
-            trace.add("queue", min(ticket.taken, time.perf_counter()) - ticket.asked)
-            raise _too_late() from None
         finally:
+            now = time.perf_counter()
             if ticket.done:
-                now = time.perf_counter()
                 trace.add("queue", ticket.taken - ticket.asked, ended_ago=now - ticket.taken)
                 trace.add(stage, ticket.done - ticket.taken, ended_ago=now - ticket.done)
+            elif jobs:  # nobody waits any more: the deadline passed, or the client left
+                with self._ready:
+                    self._waiting.remove(jobs)
+                trace.add("queue", min(ticket.taken, now) - ticket.asked)
         return ticket.results
 
     def _enqueue(self, jobs: list[_Job]) -> None:
@@ -287,7 +287,7 @@ class Batcher(Generic[Item, Result]):
         jobs = [job for job in awaited if job.ticket.deadline > now]
         results: list[Any] = []
         try:
-            self._answer([(job, _too_late()) for job in late])
+            self._answer([(job, too_late()) for job in late])
             results = self._results(jobs[0].group, jobs) if jobs else []
         finally:
             began = self._end(number)
@@ -405,14 +405,6 @@ def _requests(jobs: Sequence[_Job]) -> dict[str, Any]:
     """Whose work it is, for a line in the log: a worker's thread is in no request's context."""
     names = list(dict.fromkeys(job.ticket.request_id for job in jobs))
     return {"request_id": names[0]} if len(names) == 1 else {"request_ids": names}
-
-
-def _too_late() -> OverloadError:
-    return OverloadError(
-        "The request's deadline passed while it waited for its turn. Try again, with fewer objects or a later one.",
-        code="deadline_passed",
-        retry_after_s=1.0,
-    )
 
 
 def _unexpected(result: Any) -> bool:

@@ -235,7 +235,8 @@ class Engine:
         strange = [p.grid for p in failed if p.grid is not None and not self.workers.quarantine.holds(p.grid)]
         if strange:
             # They may have failed for what they are, or for what the model is, which then does not know its own.
-            await self.check(now=True)
+            async with trace.in_time():
+                await self.check(now=True)
             for grid in strange:
                 self.workers.quarantine.add(grid)
         bad, given = set(map(id, failed)), dict(zip(map(id, good), vectors, strict=True))

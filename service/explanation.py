@@ -76,8 +76,12 @@ async def explain_answer(
     workers = engine.workers
     workers.explanations += 1
     try:
-        async with workers.explaining:
+        async with trace.in_time():
+            await workers.explaining.acquire()
+        try:
             return await _explained(engine, trace, uploads, against, reference)
+        finally:
+            workers.explaining.release()
     finally:
         workers.explanations -= 1
 

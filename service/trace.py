@@ -8,13 +8,14 @@ to those who count, log and export.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -22,10 +23,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from astroclip.errors import OverloadError
 from service.metrics import Metrics
 from service.telemetry import Telemetry
 
-__all__ = ["CLIENT_LEFT", "STAGES", "UNMATCHED", "Trace", "TraceMiddleware", "current_trace", "trace_of"]
+__all__ = ["CLIENT_LEFT", "STAGES", "UNMATCHED", "Trace", "TraceMiddleware", "current_trace", "too_late", "trace_of"]
 
 log = logging.getLogger("astroclip.service")
 
@@ -93,6 +95,18 @@ class Trace:
         if self.marks is not None and len(self.marks) < _MOST_MARKS:
             self.marks.append((stage, time.time_ns() - int(1e9 * ended_ago), seconds))
 
+    @asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """What is waited for within, until the deadline. Raises OverloadError at it."""
+        left = None if self.deadline == math.inf else self.deadline - time.monotonic()
+        try:
+            async with asyncio.timeout(left) as limit:
+                yield
+        except TimeoutError:
+            if not limit.expired():  # somebody else's
+                raise
+            raise too_late() from None
+
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
@@ -114,6 +128,14 @@ class Trace:
             "server-timing": ", ".join(shown),
             **self.extra_headers,
         }
+
+
+def too_late() -> OverloadError:
+    return OverloadError(
+        "The request's deadline passed while it waited for its turn. Try again, with fewer objects or a later one.",
+        code="deadline_passed",
+        retry_after_s=1.0,
+    )
 
 
 def trace_of(request: Request) -> Trace:

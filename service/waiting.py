@@ -8,7 +8,7 @@ in one call: that of the caller whose turn it is, filled up with the same group'
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from enum import IntEnum
 from typing import Generic, Protocol, TypeVar
 
@@ -43,7 +43,8 @@ _Groups = OrderedDict[Hashable, deque[J]]
 
 
 class Waiting(Generic[J]):
-    """See the module. `put` and `take` cost the callers of a lane, never the items that wait.
+    """See the module. `put` and `take` cost the callers of a lane, never the items that wait; `remove` costs those
+    of its caller and group.
 
     An item may weigh as much as several: lengths are sums of weights, batches are counted in items.
     """
@@ -95,6 +96,23 @@ class Waiting(Generic[J]):
             first = caller if lane is lanes[0] else None
             self._fill(batch, lane, group, most, first)
         return batch
+
+    def remove(self, jobs: Sequence[J]) -> None:
+        """Those of `jobs` that still wait leave; they are of one lane, caller and group."""
+        lane, caller, group = jobs[0].lane, jobs[0].caller, jobs[0].group
+        groups = self._lanes[lane].get(caller)
+        if groups is None or group not in groups:
+            return
+        queue = groups[group]
+        leaving = set(map(id, jobs))
+        gone = [job for job in queue if id(job) in leaving]
+        weight = sum(job.weight for job in gone)
+        self._count[lane] -= weight
+        self._own[lane, caller] -= weight
+        if len(gone) == len(queue):
+            self._forget(lane, caller, group)
+        elif gone:
+            groups[group] = deque(job for job in queue if id(job) not in leaving)
 
     def _fill(self, batch: list[J], lane: Lane, group: Hashable, most: int, first: str | None) -> None:
         """Items of a group from every caller of a lane in turn, beginning with `first`."""

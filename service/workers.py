@@ -112,7 +112,8 @@ class Workers:
         )
 
     def problem(self) -> str | None:
-        """Why the service is not ready, None when its workers are well."""
+        """Why the service is not ready, None when its workers are well. Failures in a row count where what failed can
+        be asked a known question; of readers and writers they would tell of the files that came."""
         return self.inference.problem() or self.search.problem() or self.stuck()
 
     def stuck(self) -> str | None:

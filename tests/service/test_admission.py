@@ -231,6 +231,68 @@ def test_work_of_a_client_that_has_gone_is_not_done(slow, body):
     assert admission.unread == 0 and not admission.in_flight
 
 
+def test_the_headers_of_patience_hold_for_lookups_too(client, engine, monkeypatch):
+    seen = []
+    submit = engine.workers.search.submit
+
+    def watched(items, group, trace, *rest):
+        seen.append((trace.batch, trace.deadline - time.monotonic()))
+        return submit(items, group, trace, *rest)
+
+    monkeypatch.setattr(engine.workers.search, "submit", watched)
+    path = "/v1/objects?random=2"
+    ends = []
+    for headers in ({}, {"x-priority": "batch"}, {"x-deadline-ms": "300"}):
+        assert client.get(path, headers=headers).status_code == 200
+        assert {patient for patient, _ in seen} == {"x-priority" in headers}
+        ends.append(max(left for _, left in seen))
+        seen.clear()
+    settings = engine.settings
+    assert ends[0] <= settings.deadline_s < settings.batch_deadline_s - 5 < ends[1] and ends[2] <= 0.3
+    assert client.get(path, headers={"x-deadline-ms": "soon"}).status_code == 422
+    assert client.get(path, headers={"x-priority": "high"}).status_code == 422
+
+
+@pytest.mark.parametrize(("headers", "dropped"), [([], True), ([(b"content-length", b"5")], False)])
+def test_a_lookup_of_a_client_that_has_gone_is_given_up(headers, dropped):
+    """Unless a body was announced, which nobody reads there."""
+    given_up = []
+
+    async def run():
+        started, gone = asyncio.Event(), asyncio.Event()
+
+        async def lookup(scope, receive, send):
+            started.set()
+            try:
+                await gone.wait()
+                await asyncio.sleep(0.05)
+            except asyncio.CancelledError:
+                given_up.append(True)
+                raise
+
+        messages = [{"type": "http.request", "body": b"", "more_body": False}]
+
+        async def receive():
+            if messages:
+                return messages.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            raise AssertionError(message)
+
+        app = SimpleNamespace(state=SimpleNamespace(engine=None))
+        scope = {"type": "http", "method": "GET", "path": "/v1/objects", "headers": headers, "app": app}
+        scope["state"] = {"trace": Trace()}
+        request = asyncio.create_task(Admission(lookup, Settings())(scope, receive, send))
+        await started.wait()
+        gone.set()
+        await request
+
+    asyncio.run(run())
+    assert bool(given_up) is dropped
+
+
 def test_large_requests_become_patient(client, engine, galaxy, monkeypatch):
     lanes = []
     submit = engine.workers.inference.submit

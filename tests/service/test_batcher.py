@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -175,6 +177,42 @@ def test_dropped_requests_are_not_worked_on(make, work):
 
     assert asyncio.run(run()) == [2]
     assert not any("gone" in batch for batch in work.batches)
+
+
+def test_what_nobody_waits_for_any_more_leaves_the_queue(make, work):
+    """With all it holds: a file that waits behind a worker that hangs is not kept, nor is its place."""
+
+    class File:
+        pass
+
+    async def run():
+        batcher = make(max_waiting=3)
+        late, client = File(), File()
+        kept = [weakref.ref(late), weakref.ref(client)]
+        first, tasks = await held(
+            batcher,
+            work,
+            ask(batcher, [late], trace=Trace(deadline=time.monotonic() + 0.02)),
+            ask(batcher, [client]),
+            ask(batcher, [1]),
+        )
+        with pytest.raises(OverloadError):
+            await ask(batcher, [2])
+        del late, client
+        with pytest.raises(OverloadError):
+            await tasks[0]
+        tasks[1].cancel()
+        await asyncio.wait(tasks[1:2])
+        stays = tasks.pop()
+        tasks.clear()
+        gc.collect()
+        assert [ref() for ref in kept] == [None, None] and len(batcher) == 1
+        room = asyncio.create_task(ask(batcher, [3, 4]))
+        await until(lambda: len(batcher) == 3)
+        work.gate.set()
+        return await asyncio.gather(first, stays, room)
+
+    assert asyncio.run(run())[1:] == [[2], [6, 8]]
 
 
 def test_past_its_deadline_a_request_is_refused_unworked(make, work):

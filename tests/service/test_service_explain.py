@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import xml.etree.ElementTree as ElementTree
@@ -80,6 +81,18 @@ def test_one_explanation_more_than_may_wait_is_sent_away(client, upload, engine,
     assert refused.status_code == 429 and "explanations" in refused.json()["error"]["message"]
     assert int(refused.headers["retry-after"]) >= 5
     assert ask(client, files=upload, k=1).status_code == 200
+
+
+def test_an_explanation_waits_for_its_turn_until_the_deadline(client, upload, engine, monkeypatch):
+    monkeypatch.setattr(engine.workers, "explaining", asyncio.Semaphore(0))
+    answer = client.post(
+        "/v1/search",
+        files=upload,
+        data={"request": json.dumps({"explain": True, "k": 3})},
+        headers={"x-deadline-ms": "1500"},
+    )
+    assert answer.status_code == 429 and answer.json()["error"]["code"] == "deadline_passed"
+    assert engine.workers.explanations == 0
 
 
 def test_nothing_is_explained_unasked(client, upload):

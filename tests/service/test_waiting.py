@@ -60,6 +60,18 @@ def test_turns_hold_over_groups_too():
     assert waiting.take(4)[0].caller == "modest"
 
 
+def test_who_leaves_gives_up_his_place():
+    mine = [Item(number=i, weight=2) for i in range(4)]
+    waiting = room(*mine, Item("other", number=9))
+    waiting.remove(mine[1:3])
+    assert len(waiting) == 5 and waiting.ahead(Lane.interactive, "a") == 5
+    waiting.remove(mine[1:3])  # they have left already
+    waiting.remove([mine[0], mine[3]])
+    assert len(waiting) == 1 and waiting.ahead(Lane.interactive, "a") == 1
+    waiting.remove(mine)  # none is left of this caller
+    assert waiting.take(8) == [Item("other", number=9)] and waiting.take(8) == []
+
+
 def test_urgent_lanes_go_first_and_the_patient_fill_up():
     patient = [Item("job", Lane.patient, number=i) for i in range(10)]
     waiting = room(*patient, Item("person"), Item("check", Lane.health))
