@@ -196,7 +196,7 @@ def _flux_factor(
     if is_silent(unit):
         good = np.abs(flux[np.isfinite(flux) & (flux != 0)])
         # Optical fluxes in plain cgs lie below 1e-10; numbers that small are not in units of 1e-17.
-        unit = "erg/s/cm2/A" if good.size and np.median(good) < 1e-10 else FLUX_UNIT
+        unit = "erg/s/cm2/A" if good.size and medians(good) < 1e-10 else FLUX_UNIT
         flags.append(Flag("assumed_flux_unit", f"The file states no flux unit; {unit} was assumed."))
     assert unit is not None
     return flux_to_flam(flux, wave, unit)

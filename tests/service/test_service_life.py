@@ -208,7 +208,9 @@ def test_what_does_not_end_gets_503_and_a_second_signal_ends_it_at_once(index_di
         slow.sendall(b"POST /v1/embed/spectrum HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n")
         time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-        answer = slow.recv(4096)
+        answer = b""
+        while piece := slow.recv(4096):
+            answer += piece
         assert b" 503 " in answer and b"stopping" in answer
         assert process.wait(20) == 0
     finally:
