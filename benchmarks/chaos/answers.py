@@ -76,10 +76,6 @@ class Answers:
             self.which[chosen], self.intended[chosen], self.sent[chosen], self.done[chosen], self.status[chosen]
         )
 
-    def between(self, start: float, stop: float) -> Answers:
-        """Those that were answered in [start, stop) of `time.monotonic()`."""
-        return self.where((self.done >= start) & (self.done < stop))
-
     def rate(self, start: float | None = None, stop: float | None = None) -> float:
         """Good answers a second in [start, stop); by default from the first send to the last answer."""
         if not len(self):

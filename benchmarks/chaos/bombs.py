@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.chaos.campaign import UNBOUNDED, mark, parser, report
+from benchmarks.chaos.campaign import SEED, UNBOUNDED, mark, parser, report
 from benchmarks.chaos.server import Server
 
 __all__ = ["main"]
@@ -75,6 +75,7 @@ def files() -> list[tuple[str, str, str, bytes]]:
         ("gzip in gzip", IMAGE, fits, gzip.compress(_gzip_bomb())),
         ("gzip of empty members", IMAGE, fits, gzip.compress(b"") * many),
         ("FITS of 8 TB", IMAGE, fits, _header(("NAXIS", 2), ("NAXIS1", 10**6), ("NAXIS2", 10**6))),
+        ("gzipped FITS of 67 million 8-bit pixels", IMAGE, fits, _planes_of_bytes()),
         ("FITS of 10^60 bytes", IMAGE, fits, _header(("NAXIS", 3), *((f"NAXIS{i}", 10**19) for i in (1, 2, 3)))),
         ("FITS without an end", IMAGE, fits, b"SIMPLE  =                    T".ljust(80) + b" " * 4_000_000),
         (
@@ -105,6 +106,18 @@ def _gzip_bomb() -> bytes:
         for _ in range(1000):
             file.write(b"\0" * 10**6)
     return stream.getvalue()
+
+
+def _planes_of_bytes(planes: int = 4) -> bytes:
+    """4096 x 4096 in each, of noise that shrinks to a tenth: less than the ratio that is refused."""
+    rng = np.random.default_rng(SEED)
+    block = np.where(rng.random((4096, 4096)) < 0.03, rng.integers(1, 200, (4096, 4096)), 7).astype(np.uint8)
+    cards = (("BITPIX", 8), ("NAXIS", 3), ("NAXIS1", 4096), ("NAXIS2", 4096), ("NAXIS3", planes))
+    lines = [b"SIMPLE  =                    T", *(f"{name:8s}= {value:>20d}".encode() for name, value in cards)]
+    lines += [b"BANDS   = 'griz'", b"END"]
+    head = b"".join(line.ljust(80) for line in lines).ljust(2880)
+    data = block.tobytes() * planes
+    return gzip.compress(head + data.ljust(-(-len(data) // 2880) * 2880, b"\0"), 6)
 
 
 def _header(*cards: tuple[str, int]) -> bytes:

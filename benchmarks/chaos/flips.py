@@ -25,6 +25,7 @@ import numpy as np
 
 import index.head_fit  # noqa: F401  (children are forked from a parent that has imported what they use)
 from astroclip.errors import IndexFileError
+from benchmarks.chaos.campaign import failed
 from benchmarks.chaos.forks import Child, forked
 from benchmarks.chaos.toy import parts, previews, tiny_model
 from index import BuildOptions, SurveyIndex, build_index
@@ -37,7 +38,7 @@ BATCH = 50  # damages a child looks at: one that crashes is known to within so m
 OTHERS = ("truncate", "append", "insert", "remove", "exchange", "empty")
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flips", type=int, default=1000)
     parser.add_argument("--others", type=int, default=200)
@@ -48,6 +49,7 @@ def main() -> None:
         report = campaign(Path(folder), arguments.flips, arguments.others)
     write_json(arguments.out, {"kind": "flips", **provenance(seed=SEED, started=started), **report})
     print(report["marks"])
+    return 1 if failed(report["marks"]) else 0
 
 
 def campaign(folder: Path, flips: int, others: int) -> dict[str, Any]:
@@ -151,4 +153,4 @@ def _damage(path: Path, content: bytes, damage: str, rng: np.random.Generator, r
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -36,6 +36,7 @@ import index.build
 import index.head_fit
 from astroclip.errors import IndexFileError
 from astroclip.types import Modality
+from benchmarks.chaos.campaign import failed
 from benchmarks.chaos.forks import Child, forked
 from benchmarks.chaos.toy import parts, tiny_model
 from index import BuildOptions, SurveyIndex, append_index, build_index
@@ -51,7 +52,7 @@ OPTIONS = BuildOptions(hnsw="always")
 _CALLS = ("mkdir", "fsync", "rename", "replace", "symlink", "unlink", "rmdir")
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=200)
     parser.add_argument("--starts", type=int, default=6, help="points after which a server is started")
@@ -62,6 +63,7 @@ def main() -> None:
         report = campaign(Path(folder), arguments.points, arguments.starts)
     write_json(arguments.out, {"kind": "kills", **provenance(seed=SEED, started=started), **report})
     print(report["marks"])
+    return 1 if failed(report["marks"]) else 0
 
 
 def campaign(folder: Path, points: int, starts: int) -> dict[str, Any]:
@@ -280,4 +282,4 @@ def _served(folder: Path, root: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.chaos.campaign import failed
 from benchmarks.chaos.forks import Child, forked
 from benchmarks.chaos.server import free_port
 from benchmarks.chaos.toy import parts, tiny_model
@@ -44,7 +45,7 @@ DELAYS = (0.0, 0.3)
 OBJECTS = 400
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/shutdown.json"))
@@ -54,6 +55,7 @@ def main() -> None:
         report = campaign(Path(folder), arguments.rounds)
     write_json(arguments.out, {"kind": "shutdown", **provenance(seed=SEED, started=started), **report})
     print(report["marks"])
+    return 1 if failed(report["marks"]) else 0
 
 
 def campaign(folder: Path, rounds: int) -> dict[str, Any]:
@@ -253,4 +255,4 @@ def _post(path: str, media_type: str, body: bytes) -> bytes:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.chaos.campaign import failed
 from benchmarks.chaos.forks import Child, forked
 from benchmarks.chaos.server import free_port
 from benchmarks.chaos.toy import DIM, parts, tiny_model
@@ -37,7 +38,7 @@ WARM = 10  # swaps before memory is first measured: caches and pools are full th
 WATCH_S = 0.1
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--swaps", type=int, default=100)
     parser.add_argument("--objects", type=int, default=20_000)
@@ -48,6 +49,7 @@ def main() -> None:
         report = campaign(Path(folder), arguments.swaps, arguments.objects)
     write_json(arguments.out, {"kind": "swaps", **provenance(seed=SEED, started=started), **report})
     print(report["marks"])
+    return 1 if failed(report["marks"]) else 0
 
 
 def campaign(folder: Path, swaps: int, objects: int) -> dict[str, Any]:
@@ -229,4 +231,4 @@ class _Load:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

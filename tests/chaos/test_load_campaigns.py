@@ -59,7 +59,8 @@ def test_throughput_measures_both_sides(server: Server, tiny_model_dir: Path) ->
 
 @pytest.mark.parametrize("fault", ["file", "nan", "early"])
 def test_one_bad_object_does_not_touch_the_others(where: dict[str, object], fault: str) -> None:
-    with Server(**where, module="benchmarks.chaos.poisoned", environment={"ASTROCLIP_FAULT": fault}) as server:  # type: ignore[arg-type]
+    here = {**where, "settings": {**UNBOUNDED, "model_process": False}}  # where the fault is put in
+    with Server(**here, module="benchmarks.chaos.poisoned", environment={"ASTROCLIP_FAULT": fault}) as server:  # type: ignore[arg-type]
         found = poison.measured(server, fault, seconds=1.0, rounds=1)
     assert found["apart"] <= 1e-6  # infinite, had the culprit been answered or another failed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.chaos.all import campaigns
+from benchmarks.chaos.all import _run, campaigns
 from benchmarks.chaos.answers import Answers, percentile
 from benchmarks.chaos.campaign import mark, spread
 from benchmarks.chaos.nothing import Nothing
@@ -191,3 +192,18 @@ def test_the_readme_shows_a_missed_mark_as_missed(tmp_path: Path, monkeypatch: p
     (tmp_path / "other.json").write_text(json.dumps({"marks": [{"name": "x"}]}))
     table = service_marks(tmp_path)
     assert "| ratio | ≥ 0.9 | 0.91 | yes |" in table and "| slope | ≤ 2 | 3 | **no** |" in table
+
+
+def test_a_campaign_that_takes_too_long_ends_with_all_it_started(tmp_path: Path) -> None:
+    told = tmp_path / "pid"
+    start = f"import subprocess; p = subprocess.Popen(['sleep', '60']); open({str(told)!r}, 'w').write(str(p.pid)); "
+    assert "stopped" in str(_run([sys.executable, "-c", start + "p.wait()"], 2.0))
+    child = Path(f"/proc/{told.read_text()}/status")
+    for _ in range(100):
+        if not child.exists() or "zombie" in child.read_text():
+            break
+        time.sleep(0.02)
+    else:
+        raise AssertionError("it lives on")
+    assert _run([sys.executable, "-c", "raise SystemExit(3)"], 9.0) == "ended with code 3"
+    assert _run([sys.executable, "-c", ""], 9.0) is None
