@@ -39,6 +39,9 @@ class ReaderLimits:
     max_image_pixels:           height x width of one plane: 4,096 squared is 18 arcmin at 0.262", far above
                                 any galaxy cutout.
     max_image_planes:           bands of one image (u, g, r, i, z, y and a few spare).
+    max_image_samples:          planes x height x width of a file's images, with their noise and masks: as many as
+                                float32 has in `max_decompressed_bytes`; 8-bit planes have four times that, and each
+                                sample takes 14 bytes while it is read.
     max_picture_pixels:         width x height of a PNG or JPEG: the viewer draws at most 3,000 squared, and a flat
                                 picture of 16 megapixels is a file of 100 kB.
     max_picture_parts:          chunks of a PNG or segments of a JPEG; 32 MiB in the usual pieces of 8 kB are 4,096,
@@ -70,6 +73,7 @@ class ReaderLimits:
     max_table_columns: int = 999
     max_image_pixels: int = 4096 * 4096
     max_image_planes: int = 12
+    max_image_samples: int = 4096 * 4096
     max_picture_pixels: int = 3072 * 3072
     max_picture_parts: int = 8_192
     max_picture_scans: int = 64
@@ -99,4 +103,5 @@ LOCAL_LIMITS = replace(
     max_decompression_ratio=200.0,
     max_targets=20_000,
     max_file_samples=400_000_000,
+    max_image_samples=1024 * MIB,
 )

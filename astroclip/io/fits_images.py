@@ -6,6 +6,7 @@ import re
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from astroclip.io.image import (
     RawImage,
     assemble_image,
     band_name,
+    check_samples,
     check_size,
 )
 from astroclip.io.options import ImageOptions
@@ -72,6 +74,7 @@ def images_from_fits(hdus: Sequence[Hdu], options: ImageOptions, limits: ReaderL
             wanted="an image (band, y, x)",
             mend="Spectra go to the spectrum endpoint.",
         )
+    check_samples(sum(prod(h.shape) for h in pictures), limits)
     planes = [_planes(h, limits) for h in pictures]
     images = [p for p in planes if p.role == "image"] or planes[:1]
     flags: list[Flag] = []

@@ -83,6 +83,19 @@ def check_size(shape: tuple[int, ...], limits: ReaderLimits, most: int | None = 
         )
 
 
+def check_samples(samples: int, limits: ReaderLimits) -> None:
+    """Refuse a file whose images hold more samples in all than one should. Raises LimitError."""
+    if samples > limits.max_image_samples:
+        raise over_limit(
+            "too_many_samples",
+            what="a file",
+            found=samples,
+            limit=limits.max_image_samples,
+            unit="samples in all its images",
+            mend="Cut out the galaxy (the models look at 25 arcsec).",
+        )
+
+
 def assemble_image(raw: RawImage, limits: ReaderLimits = DEFAULT_LIMITS) -> Image:
     """The `Image` of `raw`: float32, non-finite pixels masked and zero.
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy_format
 
-from astroclip.io.image import DEFAULT_BANDS, LEGACY_SCALE_ARCSEC, RawImage, assemble_image
+from astroclip.io.image import DEFAULT_BANDS, LEGACY_SCALE_ARCSEC, RawImage, assemble_image, check_samples
 from astroclip.io.options import ImageOptions, SpectrumOptions
 from astroclip.io.pictures import image_from_colours
 from astroclip.io.refusal import over_limit, refusal
@@ -118,6 +118,7 @@ def images_from_npy(data: bytes, options: ImageOptions, limits: ReaderLimits) ->
             wanted=f"({count}, H, W) or (H, W, {count})",
             mend="Stack the bands g, r, z; name others with the parameter `bands`.",
         )
+    check_samples(stack.size, limits)
     last = stack.shape[3] == count and stack.shape[1] != count
     if stack.dtype == np.uint8:
         return [image_from_colours(a if last else np.moveaxis(a, 0, -1), options, limits) for a in stack]

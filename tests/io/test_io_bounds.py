@@ -69,6 +69,8 @@ CASES = {
     "max_picture_scans": (12, scans(12), scans(13), "picture_too_complex"),
     "max_picture_pixels": (1600, files.picture(COLOURS), files.picture(RNG.integers(0, 9, (40, 41, 3), np.uint8)),
                            "image_too_large"),
+    "max_image_samples": (3 * 64 * 64, files.cutout(RNG), files.npy_bytes(np.stack([files.galaxy(RNG)] * 2)),
+                          "too_many_samples"),
     "max_file_samples": (300, vectors(3), vectors(4), "too_many_samples"),
     "max_continued_cards": (3, continued(3), continued(4), "header_value_too_long"),
     "max_gzip_members": (2, files.gz(files.cutout(RNG)[:2880]) + files.gz(files.cutout(RNG)[2880:]),
