@@ -8,10 +8,12 @@
 * Where the work is done elsewhere (`ahead`), the next batch is made up and handed over shortly before the one at work
   ends, so that who works does not wait for this process, which is at its busiest when a batch has just been answered.
 * A batch that raises is halved until the culprit stands alone; only that item fails, with the exception it raised.
+  Where failing costs far more than working (`costly`: what works has to be started anew) its items are worked one by
+  one instead, which meets the culprit once, and no more of them after the second that failed so.
 * Items whose request was dropped leave the queue, and what they hold is freed; so do those past their deadline. Who
   waits gets 429 at it, whatever the worker is at.
 * A worker whose thread is thrown out of its loop is started again. Batches of which nothing succeeded are counted:
-  `problem` says when there were too many in a row, or one takes too long, and readiness ends.
+  `problem` says when there were too many in a row, `stuck` when one takes too long, or a thread cannot begin.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _NEW = 0.2  # weight of the newest batch in the measured pace
+_COSTLY_MOST = 2  # items of a batch: one may be the culprit, a second points to who works
+_LONGEST_PAUSE_S = 1.0  # before a thread starts again
 _AT_ONCE = 8  # requests that go on in one turn of the event loop
 _OVER = 0.8  # of the time expected for the batch at work: then the next is made up, of what waits by then
 
@@ -53,7 +57,7 @@ class Batcher(Generic[Item, Result]):
     more are refused (OverloadError), but the service's own question is not.
     max_failures: batches in a row without any success after which `problem` speaks; stuck_after_s: likewise for one
     batch that does not end. prepare: run in each thread before its first batch.
-    culprit: told of an item that failed where others of its batch did not.
+    culprit: told of an item that failed where others of its batch did not. costly: exceptions, see the module.
     """
 
     def __init__(
@@ -71,9 +75,10 @@ class Batcher(Generic[Item, Result]):
         stuck_after_s: float = 60.0,
         prepare: Callable[[], None] = lambda: None,
         culprit: Callable[[Item], None] = lambda item: None,
+        costly: tuple[type[Exception], ...] = (),
     ) -> None:
         self.name, self._work, self._prepare, self._culprit = name, work, prepare, culprit
-        self._metrics = metrics
+        self._costly, self._metrics = costly, metrics
         self.max_batch, self.max_waiting, self.window_s = max_batch, max_waiting, window_s
         self.max_failures, self.stuck_after_s = max_failures, stuck_after_s
         self._waiting: Waiting[_Job] = Waiting()
@@ -84,6 +89,7 @@ class Batcher(Generic[Item, Result]):
         self._timed: Counter[str | None] = Counter()
         self._since = 0.0  # when the oldest item began to wait
         self._failures = 0
+        self._restarts = 0  # of threads, since a batch was last worked
         self._busy: dict[int, tuple[float, int]] = {}  # thread: since when, weight of its batch
         self._at_once, self._ahead = (1 if ahead else threads), ahead
         self._began = 0.0  # when work on the batch at work began, or ended where there is none
@@ -134,7 +140,7 @@ class Batcher(Generic[Item, Result]):
             elif jobs:  # nobody waits any more: the deadline passed, or the client left
                 with self._ready:
                     self._waiting.remove(jobs)
-                trace.add("queue", min(ticket.taken, now) - ticket.asked)
+                trace.add("queue", min(ticket.begun, now) - ticket.asked)
         return ticket.results
 
     def _enqueue(self, jobs: list[_Job]) -> None:
@@ -202,6 +208,8 @@ class Batcher(Generic[Item, Result]):
         busy = max((time.perf_counter() - since for since, _ in list(self._busy.values())), default=0.0)
         if busy > self.stuck_after_s:
             return f"{self.name} has been at one batch for {busy:.0f} s"
+        if self._restarts >= self.max_failures:
+            return f"a thread of {self.name} was thrown out of its loop {self._restarts} times in a row"
         return None
 
     def close(self) -> None:
@@ -231,6 +239,8 @@ class Batcher(Generic[Item, Result]):
             except BaseException:
                 self._metrics.failure(self.name, "restart")
                 log.exception("the worker %s-%d was thrown out of its loop and starts again", self.name, number)
+                self._restarts += 1
+                time.sleep(min(_LONGEST_PAUSE_S, 0.01 * 2 ** min(self._restarts, 10)))
 
     def _next(self, number: int) -> list[_Job]:
         """The next batch, waited for; empty when closed."""
@@ -283,6 +293,9 @@ class Batcher(Generic[Item, Result]):
         """Work a batch and answer every request in it, whatever happens."""
         now = time.monotonic()
         awaited = [job for job in taken if not job.ticket.dropped]
+        begun = time.perf_counter()
+        for job in awaited:
+            job.ticket.begun = min(job.ticket.begun, begun)
         late = [job for job in awaited if job.ticket.deadline <= now]
         jobs = [job for job in awaited if job.ticket.deadline > now]
         results: list[Any] = []
@@ -305,10 +318,12 @@ class Batcher(Generic[Item, Result]):
         weight = sum(job.weight for job in jobs)
         size, pace = _size(min(weight, self.max_batch)), seconds / weight
         self._pace[size] = pace + (1.0 - _NEW) * (self._pace.get(size, pace) - pace)
-        failed = [_unexpected(result) for result in results]
-        self._failures = self._failures + 1 if all(failed) else 0
-        if any(failed) and not all(failed):
-            for job, bad in zip(jobs, failed, strict=True):
+        of_each = zip(jobs, results, strict=bool(results))  # none, where it was interrupted
+        worked = [(job, _unexpected(result)) for job, result in of_each if not isinstance(result, _NotWorked)]
+        self._failures = self._failures + 1 if all(bad for _, bad in worked) else 0
+        self._restarts = 0 if results else self._restarts
+        if not all(bad for _, bad in worked):
+            for job, bad in worked:
                 if bad:
                     self._culprit(job.item)
 
@@ -321,6 +336,15 @@ class Batcher(Generic[Item, Result]):
             return results
         except Exception as error:
             self._metrics.failure(self.name, "batch" if len(jobs) > 1 else "item")
+            if isinstance(error, self._costly) and len(jobs) > 1:
+                log.warning(
+                    "a batch of %d failed in %s (%s); its items are worked alone",
+                    len(jobs),
+                    self.name,
+                    error,
+                    extra=_requests(jobs),
+                )
+                return self._one_by_one(group, jobs)
             if len(jobs) == 1:
                 if not isinstance(error, AstroClipError):
                     log.exception("one item failed in %s", self.name, extra=_requests(jobs))
@@ -331,6 +355,18 @@ class Batcher(Generic[Item, Result]):
             )
         middle = len(jobs) // 2
         return self._results(group, jobs[:middle]) + self._results(group, jobs[middle:])
+
+    def _one_by_one(self, group: Hashable, jobs: Sequence[_Job]) -> list[Any]:
+        """Each worked alone; what nobody waits for, and what is left after the second costly failure, is not."""
+        results: list[Any] = []
+        failed = 0
+        for job in jobs:
+            if failed < _COSTLY_MOST and not job.ticket.dropped:
+                results += self._results(group, [job])
+                failed += isinstance(results[-1], self._costly)
+            else:
+                results.append(_NotWorked(f"The worker {self.name} failed repeatedly. Try again in a few seconds."))
+        return results
 
     def _answer(self, outcomes: Sequence[tuple[_Job, Any]]) -> None:
         """Put results into their tickets; one call into a loop for all that are complete now."""
@@ -351,6 +387,10 @@ class Batcher(Generic[Item, Result]):
                 continue
 
 
+class _NotWorked(NotReadyError):
+    """The item was left out, and says nothing of the worker."""
+
+
 @dataclass(eq=False)
 class _Ticket:
     """What one request waits for. Resolved in the loop it was made in; all else may be read from any thread."""
@@ -359,7 +399,8 @@ class _Ticket:
     deadline: float
     request_id: str
     asked: float = field(default_factory=time.perf_counter)
-    taken: float = math.inf
+    begun: float = math.inf  # a worker took the first item
+    taken: float = math.inf  # likewise, known at the end: a batch handed over ahead is waited for, too
     done: float = 0.0
     results: list[Any] = field(default_factory=list)
     missing: int = 0

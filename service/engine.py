@@ -176,9 +176,6 @@ class Engine:
         size = max((len(upload.data) for upload in uploads), default=0)
         outcomes = await self.workers.reading.read(trace, works, size)
         errors = [found for found in outcomes if isinstance(found, BaseException)]
-        for error in errors:
-            if isinstance(error, AstroClipError):
-                error.without_frames()
         if errors:
             raise errors[0]
         prepared = [item for found in outcomes if not isinstance(found, BaseException) for item in found]
@@ -253,6 +250,12 @@ class Engine:
         if isinstance(vector, OverloadError | NotReadyError):
             raise vector
         if isinstance(vector, ModelDied):
+            quarantine, suspects, grid = self.workers.quarantine, self.workers.suspects, prepared.grid
+            assert grid is not None
+            if quarantine.holds(grid) or suspects.holds(grid):  # not the first time: it is this input
+                quarantine.add(grid)
+                return True
+            suspects.add(grid)
             raise NotReadyError(
                 "The model's process ended while it was at this request; another is being started. Try again in a "
                 "few seconds.",

@@ -5,7 +5,8 @@
 Two reasons. A pass of the model is hundreds of small operations, each of which takes Python's lock: beside threads that
 read files and answer requests it spends a third of its time waiting for it (measured: 3.3 s of processor time in 5 s
 under load). And what kills a process - a fault in a kernel, memory of the device - kills the child alone: it is started
-again, its batch fails, and everybody else's request goes on.
+again, the items of its batch are worked one by one, and what it ends at again is kept away from it (`service.batcher`,
+`service.quarantine`).
 
 Grids cross in memory that both map (memfd, so no file, and no /dev/shm to fill): one copy and one message, instead of
 one write after another, each of which would wait for the lock again. There is room for two batches: the next is handed

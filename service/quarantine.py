@@ -1,9 +1,10 @@
-"""Quarantine: inputs on which the model failed while the rest of their batch did well, kept away from it for a while.
+"""Quarantine: inputs that the model cannot take, kept away from it for a while.
 
 A file that makes a pass of the model raise costs its batch more than a second pass (it is halved until the culprit is
 alone, `service.batcher`), and a client that gets an error sends the same file again. So the culprit's content is
 remembered, and the next time it is refused when it is read, before any batch. Only one that failed where others did
-not: when everything fails, the fault is the device's. Nothing is kept of it but a digest, and not for long.
+not, or alone where the model then knew its own inputs, or at which the model's process ended twice: when everything
+fails, the fault is the device's. Nothing is kept of it but a digest, and not for long.
 """
 
 from __future__ import annotations

@@ -15,9 +15,11 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
+from astroclip.errors import AstroClipError
 from service.batcher import Batcher
 from service.metrics import Metrics
 from service.trace import Trace
@@ -71,6 +73,8 @@ def _outcome(work: Callable[[], T]) -> T | BaseException:
     # A function of its own: an error holds the frames it went through, and must not meet itself in one.
     try:
         return work()
+    except AstroClipError as error:
+        return error.without_frames()  # which hold the file, also of a request that is not waited for any more
     except Exception as error:
         return error
 
@@ -79,5 +83,6 @@ def give_way() -> None:
     """To the model and the event loop, where cores are short: who waits for this thread's work waits for both. Its
     share is smaller, and what comes for it does not interrupt a pass (SCHED_BATCH, see sched(7))."""
     if sys.platform == "linux":  # elsewhere it would be the whole process
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        with suppress(OSError):  # forbidden, as some sandboxes do: then it does not give way
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

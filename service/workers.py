@@ -23,7 +23,7 @@ import torch
 from astroclip.errors import OverloadError
 from service.batcher import Batcher
 from service.metrics import Metrics
-from service.model_process import torch_threads
+from service.model_process import ModelDied, torch_threads
 from service.quarantine import Quarantine
 from service.reading import Reading, give_way, outcomes
 from service.searching import answer_together
@@ -54,6 +54,7 @@ class Workers:
             "stuck_after_s": settings.stuck_after_s,
         }
         self.quarantine = Quarantine(settings.quarantine_s)
+        self.suspects = Quarantine(settings.quarantine_s)  # the model's process ended at them, alone, once
         self.inference: Batcher[Any, Any] = Batcher(
             "inference",
             lambda group, grids: group[0](grids),
@@ -63,6 +64,7 @@ class Workers:
             ahead=apart,
             prepare=partial(torch.set_num_threads, torch_threads(settings)),
             culprit=self.quarantine.add,
+            costly=(ModelDied,),
             **common,
         )
         self.search: Batcher[Callable[[], Any], Any] = Batcher(

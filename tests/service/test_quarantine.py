@@ -12,6 +12,7 @@ from survey import npy
 from service.app import make_app
 from service.canary import canary
 from service.engine import Engine
+from service.model_process import ModelDied
 from service.quarantine import Quarantine
 
 
@@ -43,6 +44,35 @@ def test_none_without_seconds(grids):
     held = Quarantine(0.0)
     held.add(grids[0])
     assert not held.holds(grids[0])
+
+
+def test_what_ends_the_models_process_twice_is_kept_away(settings, engine, galaxy, monkeypatch):
+    own, encode, deaths = Engine(engine.embedder, engine.index, settings), engine.embedder.encode, []
+    killer = engine.embedder.prepare(galaxy).pixels
+
+    def dies(batch):
+        if any(np.array_equal(getattr(grid, "pixels", 0), killer) for grid in batch):
+            deaths.append(len(batch))
+            raise ModelDied("the process ended")
+        return encode(batch)
+
+    monkeypatch.setattr(own.embedder, "encode", dies)
+    client = TestClient(make_app(settings, own))
+    body, other = npy(galaxy.pixels), npy(galaxy.pixels + np.float32(0.5))
+    answers = [client.post("/v1/embed/image", content=body) for _ in range(3)]
+    assert [(a.status_code, a.json()["error"]["code"]) for a in answers] == [
+        (503, "model_restarted"),
+        (422, "no_embedding"),
+        (422, "no_embedding"),
+    ]
+    assert answers[0].headers["retry-after"] and deaths == [1, 1]
+    assert client.post("/v1/embed/image", content=other).status_code == 200
+    own.workers.quarantine, own.workers.suspects = Quarantine(60.0), Quarantine(60.0)
+    own.workers.inference._culprit = own.workers.quarantine.add
+    deaths.clear()
+    both = client.post("/v1/embed/image", files=[("file", ("a", body)), ("file", ("b", other))])
+    assert [item["error"] is None for item in both.json()["items"]] == [False, True] and deaths == [2, 1]
+    own.close()
 
 
 @pytest.fixture
