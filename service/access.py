@@ -80,7 +80,14 @@ class Access:
                 audit(Request(scope), "admin_call", "refused", reason=error.code)
             await from_astroclip(error, trace.request_id)(scope, receive, send)
             return
-        await self.app(scope, receive, send)
+        if needed != "admin":
+            await self.app(scope, receive, send)
+            return
+        try:
+            await self.app(scope, receive, send)
+        finally:  # whatever became of it: over a limit, no such call, cut by the end of the service
+            if not scope["state"].get("audited"):
+                audit(Request(scope), "admin_call", "refused", reason=trace.error or "interrupted")
 
     def _let_in(self, scope: Scope, trace: Trace, needed: str) -> None:
         """Raises AccessError, ForbiddenError."""

@@ -34,9 +34,9 @@ _NEWEST = 0.05  # weight of the newest request in the mean number of objects
 
 
 class Admission:
-    """ASGI middleware, see the module. Requests that are no POST are let in: most are cheap, and what is long of the
-    others waits for its writer (`Workers.write`). So are admin calls, without a deadline: they are what an operator has
-    when nothing else is."""
+    """ASGI middleware, see the module. Who only searches or looks up waits for no file and not for the model, and is
+    judged by the searches alone. Health, metrics and the page are let in; so are admin calls, without a deadline: they
+    are what an operator has when nothing else is."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app, self.settings = app, settings
@@ -49,24 +49,29 @@ class Admission:
             await self.app(scope, receive, send)
             return
         trace: Trace = scope["state"]["trace"]
-        engine, brings = scope["app"].state.engine, scope["method"] == "POST"
+        engine, headers, posted = scope["app"].state.engine, Headers(scope=scope), scope["method"] == "POST"
+        brings = posted and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json"
         try:
-            self._prepare(trace, Headers(scope=scope))
-            if brings and engine is not None:
-                self._admit(trace, engine.workers)
+            self._prepare(trace, headers)
+            if engine is not None:
+                if posted:
+                    self._admit_one_more(trace)
+                if posted or _looks_up(path_of(scope)):
+                    self._admit(trace, engine.workers, brings)
         except (InputError, OverloadError) as error:
             await from_astroclip(error, trace.request_id)(scope, receive, send)
             return
-        if not brings:
+        if not posted:
             await _while_connected(self.app, scope, receive, send)
             return
         self.in_flight[trace.caller] += 1
-        self.unread += 1
-        trace.on_read = read = _Once(self._read)
+        if brings:
+            self.unread += 1
+            trace.on_read = _Once(self._read)
         try:
             await _while_connected(self.app, scope, receive, send)
         finally:
-            read(0)
+            trace.on_read(0)
             self.in_flight[trace.caller] -= 1
             if not self.in_flight[trace.caller]:
                 del self.in_flight[trace.caller]
@@ -96,18 +101,24 @@ class Admission:
         if trace.batch:
             trace.be_patient()
 
-    def _admit(self, trace: Trace, workers: Workers) -> None:
-        """Raises OverloadError for a request that would wait too long."""
+    def _admit_one_more(self, trace: Trace) -> None:
+        """Raises OverloadError for a request more than are worked at once, from who has his share of them."""
         settings, own, total = self.settings, self.in_flight[trace.caller], self.in_flight.total()
         share = settings.max_in_flight / (len(self.in_flight) + (own == 0))
         if total >= settings.max_in_flight and own >= share / 2:
             raise OverloadError(
                 f"{total} requests are at work, which is all this service takes. Try again in 1 s.", retry_after_s=1.0
             )
+
+    def _admit(self, trace: Trace, workers: Workers, brings: bool = True) -> None:
+        """Raises OverloadError for a request that would wait too long. brings: files, for the model."""
         lane = Lane.patient if trace.batch else Lane.interactive
-        arriving = self.objects * min(self.unread, own * len(self.in_flight))
-        wait = workers.predicted_wait(lane, trace.caller, arriving)
-        allowed = longest_wait(settings, trace)
+        if brings:
+            arriving = self.objects * min(self.unread, self.in_flight[trace.caller] * len(self.in_flight))
+            wait = workers.predicted_wait(lane, trace.caller, arriving)
+        else:
+            wait = workers.search.predicted_wait(lane, trace.caller)
+        allowed = longest_wait(self.settings, trace)
         if wait > allowed:
             retry = max(1.0, wait - allowed)
             raise OverloadError(
@@ -120,6 +131,11 @@ class Admission:
         """The objects of a request, `count` of them, are in their queue; or it ended without any."""
         self.unread -= 1
         self.objects += _NEWEST * (count - self.objects)
+
+
+def _looks_up(path: str) -> bool:
+    """Whether a GET of `path` asks the index."""
+    return path.startswith("/v1/") or path == "/scs"
 
 
 class _Once:

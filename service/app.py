@@ -106,7 +106,12 @@ def make_app(
         max_total_bytes=settings.max_body_bytes_in_flight,
     )
     app.add_middleware(Admission, settings=settings)
-    app.add_middleware(Rates, per_s=settings.max_rate_per_s, in_flight=settings.max_in_flight_per_caller)
+    app.add_middleware(
+        Rates,
+        per_s=settings.max_rate_per_s,
+        in_flight=settings.max_in_flight_per_caller,
+        metrics_per_s=settings.max_metrics_rate_per_s,
+    )
     app.add_middleware(Access, keys=keys, metrics_open=settings.metrics_open)
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, **cross_origin(settings.cors_origins))

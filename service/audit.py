@@ -1,7 +1,8 @@
 """The audit line: who asked for which admin action, from where, and what came of it.
 
-One line a call on the logger ``astroclip.audit``, JSON in the message (and the same mapping as `audit` on the record,
-for a formatter that writes JSON itself). Strings are escaped, so nothing a caller sends can begin a line of its own.
+One line a call, written by who knows what was done, else by `service.access`, on the logger ``astroclip.audit``, JSON
+in the message (and the same mapping as `audit` on the record, for a formatter that writes JSON itself). Strings are
+escaped, so nothing a caller sends can begin a line of its own.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def audit(request: Request, action: str, outcome: str, **details: Any) -> None:
 
     details: anything JSON can say; what it cannot is written by `str`. Never a key: its id is in `key`.
     """
+    request.state.audited = True
     trace = trace_of(request)
     line = {
         "action": action,

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import signal
 import sys
+import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -170,6 +172,8 @@ def _load(settings: Settings, *, apart: bool = False) -> FastAPI:
     from service.engine import Engine
 
     _quiet_loading()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it can be heard: unheard it would end the process
     return make_app(settings, Engine.load(settings, apart=apart))
 
 

@@ -29,12 +29,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from astroclip.errors import OverloadError
 from service.access import key_of, path_of
 from service.errors import from_astroclip
+from service.keys import Key
 
 __all__ = ["MAX_CALLERS", "WINDOW_S", "Rates", "Windows", "caller_of"]
 
 WINDOW_S = 10
 MAX_CALLERS = 10_000  # remembered, some 3 MB; the one heard of longest ago is forgotten first
-UNCOUNTED = frozenset({"/livez", "/readyz", "/metrics"})
+UNCOUNTED = frozenset({"/livez", "/readyz"})
+METRICS = "/metrics"
 
 
 class Windows(MemoryStorage):
@@ -82,11 +84,19 @@ class Windows(MemoryStorage):
 
 
 class Rates:
-    """See the module. per_s, in_flight: of a caller whose key does not say otherwise; 0 is no bound."""
+    """See the module. per_s, in_flight: of a caller whose key does not say otherwise; metrics_per_s: of each, of
+    /metrics; 0 is no bound."""
 
-    def __init__(self, app: ASGIApp, per_s: float, in_flight: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        per_s: float,
+        in_flight: int,
+        metrics_per_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.app = app
-        self.per_s = per_s
+        self.per_s, self.metrics_per_s = per_s, metrics_per_s
         self.in_flight = in_flight
         self.windows = Windows(clock=clock)
         self.limiter = SlidingWindowCounterRateLimiter(self.windows)
@@ -98,8 +108,10 @@ class Rates:
             return
         key, caller = key_of(scope), caller_of(scope)
         scope["state"]["trace"].caller = caller  # whose turn it is in the queues
-        per_s = self.per_s if key is None or key.max_rate_per_s is None else key.max_rate_per_s
-        in_flight = self.in_flight if key is None or key.max_in_flight is None else key.max_in_flight
+        if path_of(scope) == METRICS:  # counted apart, so that other calls of the same address never keep it out
+            caller, per_s, in_flight = f"{caller} {METRICS}", self.metrics_per_s, 0
+        else:
+            per_s, in_flight = self._bounds(key)
         try:
             self._count(caller, per_s, in_flight)
         except OverloadError as error:
@@ -113,6 +125,12 @@ class Rates:
                 self.at_work[caller] -= 1
             else:
                 del self.at_work[caller]
+
+    def _bounds(self, key: Key | None) -> tuple[float, int]:
+        """Requests a second and at once, of the key where it says, else of everybody."""
+        per_s = self.per_s if key is None or key.max_rate_per_s is None else key.max_rate_per_s
+        in_flight = self.in_flight if key is None or key.max_in_flight is None else key.max_in_flight
+        return per_s, in_flight
 
     def _count(self, caller: str, per_s: float, in_flight: int) -> None:
         """Raises OverloadError."""

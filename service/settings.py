@@ -140,6 +140,12 @@ class Settings(BaseSettings):
         description="A pair whose disagreement_p is at or below it is flagged modalities_disagree; lower than "
         "ood_level, since it says that two files do not belong together.",
     )
+    max_metrics_rate_per_s: float = Field(
+        default=5.0,
+        ge=0,
+        description="Requests a second of /metrics from one caller, over 10 s (429); each takes some 20 ms, and "
+        "Prometheus asks every 15 s. 0 is no bound.",
+    )
     max_in_flight: int = Field(
         default=256,
         ge=1,
@@ -196,8 +202,8 @@ class Settings(BaseSettings):
     max_worker_failures: int = Field(
         default=3,
         ge=1,
-        description="Batches in a row without any success after which /readyz says 503: two may be bad luck with "
-        "inputs, three are the device.",
+        description="Batches in a row without any success after which /readyz asks the model its known question at "
+        "once, and starts of a thread in a row after which it says 503: two may be bad luck, three are not.",
     )
     stuck_after_s: float = Field(
         default=60.0,
@@ -208,8 +214,8 @@ class Settings(BaseSettings):
     quarantine_s: float = Field(
         default=600.0,
         ge=0,
-        description="How long an input that made the model fail, where others of its batch did not, is refused without "
-        "another pass: clients repeat what failed; 0 never refuses.",
+        description="How long an input that made the model fail, where others of its batch or the model's known inputs "
+        "did not, is refused without another pass: clients repeat what failed; 0 never refuses.",
     )
     decode_threads: int = Field(
         default=2,
@@ -295,8 +301,8 @@ class Settings(BaseSettings):
     drain_timeout_s: float = Field(
         default=20.0,
         ge=0,
-        description="After that, requests at work have so long to finish; what is left gets 503. With the delay less "
-        "than the 30 s after which Kubernetes and others kill.",
+        description="After that, requests at work have so long to finish; what is left gets 503. With the delay and "
+        "10 s for the end 31 s: Kubernetes and others kill after 30 unless told to wait for longer.",
     )
     watch_index_s: float = Field(
         default=5.0,

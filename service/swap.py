@@ -65,13 +65,14 @@ class Swapper:
         self._next: asyncio.Task[Swap] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._asked: set[asyncio.Task[bool]] = set()
-        self._hup = False
+        self._hup, self._before = False, signal.getsignal(signal.SIGHUP)
 
     # -- triggers ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Listen to SIGHUP (in the main thread) and watch the root (unless `watch_index_s` is 0)."""
         with suppress(ValueError, RuntimeError, NotImplementedError):  # not the main thread: tests, embedded
+            self._before = signal.getsignal(signal.SIGHUP)
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_signal)
             self._hup = True
         if self._settings.watch_index_s:
@@ -81,6 +82,7 @@ class Swapper:
         """No more triggers; a swap at work is abandoned, its thread reads to its end."""
         if self._hup:
             asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+            signal.signal(signal.SIGHUP, self._before)  # and not the default, which ends the process
         for task in (self._watching, self._next, self._running, *self._asked):
             if task is not None:
                 task.cancel()
@@ -131,12 +133,12 @@ class Swapper:
         Raises ProvenanceError for an index of another model, IndexFileError for a damaged one or one that does not
         find its own objects, NotReadyError where the model does not answer; the old index goes on serving.
         """
-        if self._running is None or self._running.done():
+        if self._next is not None:  # not begun
+            task = self._next
+        elif self._running is None or self._running.done():
             task = self._running = asyncio.create_task(self._swap())
         else:  # it may have read CURRENT before it was moved: there must be one more, for all who ask meanwhile
-            if self._next is None:
-                self._next = asyncio.create_task(self._after(self._running))
-            task = self._next
+            task = self._next = asyncio.create_task(self._after(self._running))
         return await asyncio.shield(task)
 
     async def _after(self, running: asyncio.Task[Swap]) -> Swap:

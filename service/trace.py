@@ -14,8 +14,8 @@ import math
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -106,14 +106,6 @@ class Trace:
             if not limit.expired():  # somebody else's
                 raise
             raise too_late() from None
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(stage, time.perf_counter() - start)
 
     def headers(self) -> dict[str, str]:
         """Headers of the answer: the contract's, and the same as Server-Timing, which browsers draw."""

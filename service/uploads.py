@@ -10,9 +10,9 @@ application/octet-stream, count as "no type declared", and the bytes decide.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -24,7 +24,6 @@ from starlette.requests import Request
 
 from astroclip.errors import InputError, LimitError, MediaTypeError
 from astroclip.io import ImageOptions, SpectrumOptions, detect_modality
-from astroclip.limits import ReaderLimits
 from astroclip.types import MODALITIES, Modality
 from service.errors import MalformedRequest, validation_error
 from service.schemas import SearchRequest
@@ -113,8 +112,11 @@ async def read_files(request: Request, settings: Settings) -> list[Upload]:
     return [Upload(await request.body(), _declared(request.headers))]
 
 
-async def read_request(request: Request, kind: type[R], settings: Settings) -> tuple[R, dict[Modality, Upload]]:
-    """The request and the uploads it speaks of. Raises MalformedRequest (400), InputError (422), LimitError."""
+async def read_request(
+    request: Request, kind: type[R], settings: Settings, decode: Callable[..., Awaitable[Any]]
+) -> tuple[R, dict[Modality, Upload]]:
+    """The request and the uploads it speaks of. decode: as `Workers.decode`, of this request: to look into a file that
+    does not say what it is. Raises MalformedRequest (400), InputError (422), LimitError."""
     media_type = _media_type(request.headers)
     if media_type == "application/json":
         _refuse_unknown(request, ("format",), options=False)
@@ -132,7 +134,11 @@ async def read_request(request: Request, kind: type[R], settings: Settings) -> t
             "The request has no body; send JSON, a multipart form, or the bytes of one file.", code="empty_body"
         )
     upload = Upload(data, _declared(request.headers))
-    return asked, {await asyncio.to_thread(_modality, request, upload): upload}
+    modality = _said_modality(request)
+    if modality is None:
+        look = partial(detect_modality, upload.data, media_type=upload.media_type, limits=settings.reader)
+        modality = await decode(look, size=len(data))
+    return asked, {modality: upload}
 
 
 async def read_parameters(request: Request, kind: type[M]) -> tuple[M, Upload]:
@@ -279,11 +285,10 @@ def _from_parameters(request: Request, kind: type[M]) -> M:
     return _validated(raw, kind)
 
 
-def _modality(request: Request, upload: Upload) -> Modality:
+def _said_modality(request: Request) -> Modality | None:
     said = request.query_params.get("modality")
     if said is None:
-        limits: ReaderLimits = request.app.state.settings.reader
-        return detect_modality(upload.data, media_type=upload.media_type, limits=limits)
+        return None
     modality = next((m for m in MODALITIES if m == said), None)
     if modality is None:
         message = f"modality is {said[:60]!r}; wanted image or spectrum."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -104,7 +105,7 @@ async def _read(
     request: Request, engine: Engine, trace: Trace, kind: type[Any]
 ) -> tuple[Any, dict[Modality, Embedded], list[Flag]]:
     """The request, its uploads as vectors, and remarks on them."""
-    asked, uploads = await read_request(request, kind, settings_of(request))
+    asked, uploads = await read_request(request, kind, settings_of(request), partial(engine.workers.decode, trace))
     fmt = chosen_format(request)  # a wrong one is refused before the work is done
     options = read_options(request)
     embedded: dict[Modality, Embedded] = {}

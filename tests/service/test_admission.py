@@ -36,6 +36,7 @@ class Busy:
 def admit(gate: Admission, wait: float, *, batch=False, caller="me", deadline=100.0) -> Busy:
     workers = Busy(wait)
     trace = Trace(caller=caller, batch=batch, deadline=time.monotonic() + deadline)
+    gate._admit_one_more(trace)
     gate._admit(trace, workers)
     return workers
 
@@ -229,6 +230,40 @@ def test_work_of_a_client_that_has_gone_is_not_done(slow, body):
     while not isinstance(admission, Admission):
         admission = admission.app
     assert admission.unread == 0 and not admission.in_flight
+
+
+def test_lookups_and_questions_without_files_wait_for_searches_alone(client, engine, body, monkeypatch):
+    search = {"query": {"object_id": "sim-00000020"}, "k": 1}
+
+    def statuses():
+        return [
+            client.post("/v1/embed/image", content=body).status_code,
+            client.post("/v1/search?modality=image&k=1", content=body).status_code,
+            client.post("/v1/search", json=search).status_code,
+            client.get("/v1/objects?random=1").status_code,
+            client.get("/scs?RA=1&DEC=1&SR=0.1").status_code,
+            client.get("/livez").status_code,
+            client.get("/metrics").status_code,
+        ]
+
+    with monkeypatch.context() as busy:
+        busy.setattr(engine.workers.inference, "predicted_wait", lambda *_: 60.0)
+        assert statuses() == [429, 429, 200, 200, 200, 200, 200]
+    with monkeypatch.context() as busy:
+        busy.setattr(engine.workers.search, "predicted_wait", lambda *_: 60.0)
+        assert statuses() == [429, 429, 429, 429, 429, 200, 200]
+
+
+def test_what_a_file_is_is_found_out_where_files_are_read(client, engine, body, monkeypatch):
+    """In its turn and within its deadline, and not where it was said."""
+    works = []
+    read = engine.workers.reading.read
+    monkeypatch.setattr(
+        engine.workers.reading, "read", lambda trace, work, *rest: works.append(1) or read(trace, work, *rest)
+    )
+    assert client.post("/v1/search?k=1", content=body).status_code == 200
+    assert client.post("/v1/search?k=1&modality=image", content=body).status_code == 200
+    assert len(works) == 2 + 1
 
 
 def test_the_headers_of_patience_hold_for_lookups_too(client, engine, monkeypatch):

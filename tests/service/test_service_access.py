@@ -407,6 +407,19 @@ def test_audit_line_of_an_admin_action(serve, path, caplog):
     }
 
 
+def test_audit_line_of_what_never_reached_an_action(serve, path, caplog):
+    chief = add(path, "admin")
+    client = serve(keys_file=path, max_rate_per_s=0.1)
+    with caplog.at_level(logging.INFO, "astroclip.audit"):
+        for call in (ADMIN + "/nothing", ADMIN):  # one passes in ten seconds
+            client.post(call, headers=bearer(chief))
+    lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "astroclip.audit"]
+    assert [(line["key"], line["outcome"], line["reason"]) for line in lines] == [
+        (chief.split("_")[1], "refused", "not_found"),
+        (chief.split("_")[1], "refused", "too_many_requests"),
+    ]
+
+
 def test_audit_line_of_refused_attempts(serve, path, caplog):
     reader, past = add(path), add(path, "admin", expires=datetime.now(UTC) - timedelta(days=1))
     client = serve(keys_file=path)

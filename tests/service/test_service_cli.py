@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 
 import pytest
 import typer
@@ -167,3 +169,20 @@ def test_explanation_is_drawn_into_a_file(run, tmp_path, spectrum, galaxy):
         run("search", *one, "--explain", str(tmp_path / "why.png"))
     with pytest.raises(InputError, match="without an upload"):
         run("search", "--id", ID, "--explain", str(tmp_path / "why.svg"))
+
+
+def test_a_signal_to_reload_that_comes_while_loading_ends_nothing(settings, monkeypatch):
+    heard = []
+
+    def load(*_, **__):
+        os.kill(os.getpid(), signal.SIGHUP)
+        raise ProvenanceError("another model")
+
+    monkeypatch.setattr("service.engine.Engine.load", load)
+    before = signal.signal(signal.SIGHUP, lambda *_: heard.append(1))
+    try:
+        with pytest.raises(ProvenanceError):
+            cli._load(settings)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert not heard

@@ -23,6 +23,18 @@ def test_raw_fits_image_is_the_embedders_own_vector(client, engine, galaxy):
     np.testing.assert_allclose(np.linalg.norm(got[0]), 1.0, atol=1e-5)
 
 
+def test_long_answers_are_written_by_the_worker_for_them(client, engine, galaxy, monkeypatch):
+    written, small = [], galaxy.pixels[:, 44:108, 44:108]
+    write = engine.workers.write
+    monkeypatch.setattr(
+        engine.workers, "write", lambda trace, weight, *rest: written.append(weight) or write(trace, weight, *rest)
+    )
+    for count in (16, 17):
+        answer = client.post("/v1/embed/image", content=npy(np.stack([small] * count)))
+        assert answer.status_code == 200 and len(answer.json()["items"]) == count
+    assert written == [1]
+
+
 def test_answer_carries_what_the_contract_says(client, galaxy):
     answer = client.post("/v1/embed/image", content=image_fits(galaxy)).json()
     assert set(answer) == {"items", "model", "index", "request_id"}

@@ -98,8 +98,6 @@ def test_files_and_items(narrow, galaxy, spectrum):
     assert two.status_code == 200
     three = client.post("/v1/embed/image", files=[("file", ("a", small))] * 3)
     assert three.status_code == 413 and three.json()["error"]["limit"] == 2
-    items = client.post("/v1/embed/spectrum", content=desi_fits([spectrum] * 3))
-    assert items.status_code in (200, 413)  # three targets fit, unless the body is too large
 
 
 def test_too_many_items(settings, engine, spectrum):

@@ -32,10 +32,12 @@ class Clock:
 class Service:
     """An application that waits when told to, behind the middleware as `make_app` has it."""
 
-    def __init__(self, keys: KeyRing | None = None, per_s: float = 1.0, in_flight: int = 0) -> None:
+    def __init__(
+        self, keys: KeyRing | None = None, per_s: float = 1.0, in_flight: int = 0, metrics_per_s: float = 0.0
+    ) -> None:
         self.clock = Clock()
         self.release: asyncio.Event | None = None
-        self.rates = Rates(self._answer, per_s, in_flight, clock=self.clock)
+        self.rates = Rates(self._answer, per_s, in_flight, metrics_per_s, clock=self.clock)
         self.app = TraceMiddleware(Access(self.rates, keys), Metrics(), Telemetry())
 
     async def _answer(self, scope, receive, send) -> None:
@@ -136,13 +138,20 @@ def test_zero_is_no_bound_and_a_low_rate_still_lets_one_pass():
 def test_callers_do_not_share_and_probes_are_not_counted(keyed):
     service = Service()
     assert service.passed(11, "10.0.0.1") == 10 and service.passed(11, "10.0.0.2") == 10
-    for path in ("/livez", "/readyz", "/metrics"):
+    for path in ("/livez", "/readyz"):
         assert service.passed(20, path=path) == 20
     one, two = keyed(), keyed()
     service = Service(keyed.ring())
     assert service.passed(11, key=one) == 10 and service.passed(11, key=two) == 10
     assert service.passed(1, "10.9.9.9", key=one) == 0  # a key is one caller from wherever it asks
     assert service.client().get("/v1/info", headers={"x-api-key": "junk"}).status_code == 401  # and is not counted
+
+
+def test_metrics_are_counted_apart(keyed):
+    service = Service(metrics_per_s=0.5)
+    assert service.passed(11) == 10 and service.passed(11, path="/metrics") == 5
+    assert service.passed(1, "10.0.0.2", path="/metrics") == 1
+    assert Service(metrics_per_s=0).passed(30, path="/metrics") == 30
 
 
 def test_a_key_may_have_its_own_rates(keyed):

@@ -109,6 +109,32 @@ def test_signal_and_changed_current_swap_too(root, index_dir, tiny_model_dir, ho
     run(test())
 
 
+def test_who_asks_while_the_next_swap_is_due_joins_it(root, index_dir, tiny_model_dir):
+    """The one at work has ended, and the next, which waited for it, has not begun: two would run at once."""
+
+    async def test():
+        async with serving(root, tiny_model_dir) as (app, _):
+            swapper, swaps = app.state.swapper, []
+            real = swapper._swap
+
+            async def counted():
+                swaps.append(1)
+                return await real()
+
+            swapper._swap = counted
+            first = asyncio.create_task(swapper.reload())
+            await asyncio.sleep(0)
+            second = asyncio.create_task(swapper.reload())
+            await asyncio.sleep(0)
+            running = swapper._running
+            while not running.done():
+                await asyncio.sleep(0)
+            await asyncio.gather(swapper.reload(), first, second)
+            assert len(swaps) == 2
+
+    run(test())
+
+
 def test_a_root_that_cannot_be_looked_at_for_a_while_is_watched_on(
     root, index_dir, tiny_model_dir, monkeypatch, caplog
 ):
