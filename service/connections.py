@@ -24,9 +24,9 @@ from service.errors import error_body
 from service.settings import Settings
 from service.trace import new_request_id
 
-__all__ = ["connection_options"]
+__all__ = ["LINGER_S", "connection_options"]
 
-_LINGER_S = 1.0  # for a client to read why it was refused: closing on unread bytes resets the connection
+LINGER_S = 1.0  # for a client to read why it was refused: closing on unread bytes resets the connection
 _LEAST_READ = 1 << 16  # bytes of an answer that who reads it takes within write_timeout_s: 2 kB a second
 
 
@@ -182,7 +182,7 @@ class BoundedProtocol(HttpToolsProtocol):
             *(["retry-after: 2"] if status == 503 else []),
         ]
         self.transport.write("\r\n".join([*head, "", ""]).encode() + text)
-        self.loop.call_later(_LINGER_S, self.transport.close)
+        self.loop.call_later(LINGER_S, self.transport.close)
         self.refused(code)
 
     def _stop(self, name: str) -> None:

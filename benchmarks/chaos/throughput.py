@@ -7,7 +7,7 @@ third process, a client that keeps 64 requests under way; both take from the sam
 a ratio is that of a service run to the mean of the raw runs before and after it, all with the same torch threads.
 
     throughput   objects a second over HTTP / raw: bodies on the model's grid, alone and 32 a request; FITS files
-    overhead     p50 of one request at a time - p50 of the model at batch 1 (grid bodies)
+    overhead     p50 of one request at a time - p50 of the model at batch 1 (grid bodies), in many short rounds
     tail         p99 / p50 of Poisson arrivals at 70 % of the throughput measured just before, in rounds; where
                  cores lose a third of their speed for seconds, that of a minute ago may be overload
 """
@@ -143,12 +143,12 @@ def _of(kinds: Sequence[str]) -> list[tuple[str, tuple[Any, int, int]]]:
 
 
 def _idle(
-    server: Server, raw: Raw, modality: Modality, bodies: Sequence[Ask], rounds: int, count: int = 60
+    server: Server, raw: Raw, modality: Modality, bodies: Sequence[Ask], rounds: int, count: int = 20
 ) -> dict[str, Any]:
     """One request at a time with pauses, and the model alone between, with the same pauses: after one, a pass takes
     longer, with a service around it or without. The model without pauses is there as well."""
     http, model, overhead, unpaused = [], [], [], []
-    for _ in range(max(3, rounds)):
+    for _ in range(3 * rounds):
         alone = percentile(raw.single_ms(modality, count, PAUSE_S), 50)
         answers = Traffic(server.port, Plan(bodies, connections=1, requests=count + 5, think_s=PAUSE_S)).run()
         asked = percentile(answers.latency_ms[answers.ok][5:], 50)
