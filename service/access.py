@@ -87,7 +87,9 @@ class Access:
             await self.app(scope, receive, send)
         finally:  # whatever became of it: over a limit, no such call, cut by the end of the service
             if not scope["state"].get("audited"):
-                audit(Request(scope), "admin_call", "refused", reason=trace.error or "interrupted")
+                done = trace.status is not None and trace.status < 400
+                outcome, why = ("done", {}) if done else ("refused", {"reason": trace.error or "interrupted"})
+                audit(Request(scope), "admin_call", outcome, **why)
 
     def _let_in(self, scope: Scope, trace: Trace, needed: str) -> None:
         """Raises AccessError, ForbiddenError."""

@@ -65,7 +65,8 @@ class Swapper:
         self._next: asyncio.Task[Swap] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._asked: set[asyncio.Task[bool]] = set()
-        self._hup, self._before = False, signal.getsignal(signal.SIGHUP)
+        self._hup = False
+        self._before: Any = signal.SIG_DFL  # who heard SIGHUP before
 
     # -- triggers ----------------------------------------------------------------------------------------------------
 

@@ -407,6 +407,20 @@ def test_audit_line_of_an_admin_action(serve, path, caplog):
     }
 
 
+def test_audit_line_of_an_action_that_writes_none(serve, path, caplog):
+    chief = add(path, "admin")
+    client = serve(keys_file=path)
+
+    @client.app.post(ADMIN + "/silent")
+    async def silent() -> dict[str, str]:
+        return {}
+
+    with caplog.at_level(logging.INFO, "astroclip.audit"):
+        assert client.post(ADMIN + "/silent", headers=bearer(chief)).status_code == 200
+    (line,) = [record.audit for record in caplog.records if record.name == "astroclip.audit"]
+    assert (line["action"], line["outcome"]) == ("admin_call", "done") and "reason" not in line
+
+
 def test_audit_line_of_what_never_reached_an_action(serve, path, caplog):
     chief = add(path, "admin")
     client = serve(keys_file=path, max_rate_per_s=0.1)
