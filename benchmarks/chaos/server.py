@@ -165,6 +165,10 @@ class Server:
         """Resident memory of the server and what it started; pages they share count in each."""
         return 1024 * sum(self._status_kib("VmRSS", pid) for pid in self.family())
 
+    def memory_kib(self) -> dict[int, dict[str, int]]:
+        """Resident memory by process, the server's first: its own (RssAnon) and what it has mapped of files."""
+        return {pid: {k: self._status_kib(k, pid) for k in ("RssAnon", "RssFile")} for pid in self.family()}
+
     def peak_rss_bytes(self) -> int:
         """The most it ever was (since start or `forget_peak`)."""
         return 1024 * sum(self._status_kib("VmHWM", pid) for pid in self.family())

@@ -1,11 +1,14 @@
 """Half an hour of mixed traffic: does memory creep, do files stay open?
 
-    python -m benchmarks.chaos.soak [--minutes 30] [--rate 20] [--arenas N] [--out benchmarks/results/soak.json]
+    python -m benchmarks.chaos.soak [--minutes 30] [--warm-up 15] [--rate 20] [--arenas N]
+                                    [--out benchmarks/results/soak.json]
 
 Poisson arrivals: embeddings of both modalities (grid and FITS), searches, estimates, lookups, uploads to search with,
 broken files, unknown objects, and clients that hang up. The traffic pauses for two seconds every minute; open files
-are counted then, when no connection is there to blur the count. Resident memory is read every five seconds; its slope
-is that of a straight line through the readings after warm-up, with its standard error.
+are counted then, when no connection is there to blur the count. Resident memory is read every five seconds, of the
+service and of the model's process, of files and of their own; its slope is that of a straight line through the
+readings of the `--minutes` after warm-up, with its standard error. Warm-up is long because memory grows in steps: of
+the things that come together by chance, the rarest take minutes to have come once.
 
 --arenas sets MALLOC_ARENA_MAX for the server: glibc gives every thread an arena of its own, and what they hold back
 looks like a leak.
@@ -30,8 +33,7 @@ __all__ = ["mixture", "slope"]
 SLOPE_MB_H = 2.0
 EVERY_S = 5.0
 SEGMENT_S, PAUSE_S = 60.0, 2.0
-WARM = 1 / 3  # of the time
-MB = 2**20
+MB, KIB_OF_MB = 2**20, 2**10
 
 
 def mixture(server: Server) -> list[Ask]:
@@ -84,9 +86,11 @@ def slope(seconds: Any, values: Any) -> tuple[float, float]:
 class _Readings:
     """Memory, files and threads of the server, read every five seconds by a thread."""
 
+    COLUMNS = ("s", "rss_mb", "files", "threads", "service_mb", "service_files_mb", "model_mb", "model_files_mb")
+
     def __init__(self, server: Server, every_s: float) -> None:
         self.server, self.every_s = server, every_s
-        self.rows: list[tuple[float, float, int, int]] = []
+        self.rows: list[tuple[float, ...]] = []
         self.started = time.monotonic()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._live, daemon=True)
@@ -96,9 +100,14 @@ class _Readings:
         while not self._end.wait(self.every_s) and self.server.alive:
             self.rows.append(self.read())
 
-    def read(self) -> tuple[float, float, int, int]:
+    def read(self) -> tuple[float, ...]:
+        """Of COLUMNS; `..._files_mb` is what they have mapped of files (code, weights, vectors)."""
         server = self.server
-        return time.monotonic() - self.started, server.rss_bytes() / MB, server.open_files(), server.threads()
+        own, *started = server.memory_kib().values()
+        parts = [own["RssAnon"], own["RssFile"], *(sum(each[k] for each in started) for k in ("RssAnon", "RssFile"))]
+        after_s = time.monotonic() - self.started
+        memory = [part / KIB_OF_MB for part in parts]
+        return after_s, server.rss_bytes() / MB, server.open_files(), server.threads(), *memory
 
     def stop(self) -> None:
         self._end.set()
@@ -107,12 +116,14 @@ class _Readings:
 
 def main() -> int:
     options_of = parser(__doc__, "soak")
-    options_of.add_argument("--minutes", type=float, default=30.0)
+    options_of.add_argument("--minutes", type=float, default=30.0, help="measured, after warm-up")
+    options_of.add_argument("--warm-up", type=float, default=15.0, help="minutes of the same traffic before")
     options_of.add_argument("--rate", type=float, default=20.0, help="requests a second")
     options_of.add_argument("--arenas", type=int, help="MALLOC_ARENA_MAX of the server; default: glibc's")
     arguments = options_of.parse_args()
     started = time.perf_counter()
-    total = 60.0 * (1.5 if arguments.short else arguments.minutes)
+    minutes, warm_up = (1.0, 0.5) if arguments.short else (arguments.minutes, arguments.warm_up)
+    warm_s, total = 60.0 * warm_up, 60.0 * (warm_up + minutes)
     segment = min(SEGMENT_S, total / 6)
     environment = {} if arguments.arenas is None else {"MALLOC_ARENA_MAX": str(arguments.arenas)}
     resting, statuses, p50 = [], [], []
@@ -130,9 +141,9 @@ def main() -> int:
         readings.stop()
         alive = server.alive
     rows = np.array(readings.rows)
-    late = rows[rows[:, 0] > WARM * total]
+    late = rows[rows[:, 0] > warm_s]
     per_s, error = slope(late[:, 0], late[:, 1])
-    files = [row[2] for row in resting if row[0] > WARM * total]
+    files = [row[2] for row in resting if row[0] > warm_s]
     failures = sum(n for each in statuses for status, n in each.items() if status.isdigit() and int(status) >= 500)
     marks = {
         "memory after warm-up, MB an hour": mark(3600 * per_s, SLOPE_MB_H, "most"),
@@ -140,7 +151,8 @@ def main() -> int:
         "answers of 500 and more": mark(failures, 0, "most"),
     }
     extra = {
-        "minutes": total / 60,
+        "minutes": minutes,
+        "warm_up_minutes": warm_up,
         "rate": arguments.rate,
         "malloc_arena_max": arguments.arenas,
         "slope_mb_h": 3600 * per_s,
@@ -151,8 +163,8 @@ def main() -> int:
         "p50_ms": p50,
         "alive": alive,
         "exit_code": server.exit_code,
-        "at_rest": [dict(zip(("s", "rss_mb", "files", "threads"), row, strict=True)) for row in resting],
-        "readings": {"s": rows[:, 0], "rss_mb": rows[:, 1], "files": rows[:, 2], "threads": rows[:, 3]},
+        "at_rest": [dict(zip(_Readings.COLUMNS, row, strict=True)) for row in resting],
+        "readings": dict(zip(_Readings.COLUMNS, rows.T, strict=True)),
     }
     return report(arguments.out, "soak", started, marks, extra)
 
