@@ -39,9 +39,9 @@ class ReaderLimits:
     max_image_pixels:           height x width of one plane: 4,096 squared is 18 arcmin at 0.262", far above
                                 any galaxy cutout.
     max_image_planes:           bands of one image (u, g, r, i, z, y and a few spare).
-    max_image_samples:          planes x height x width of a file's images, with their noise and masks: as many as
-                                float32 has in `max_decompressed_bytes`; 8-bit planes have four times that, and each
-                                sample takes 14 bytes while it is read.
+    max_image_samples:          planes x height x width of the images of a FITS or .npy file, with noise and masks: as
+                                many as float32 has in `max_decompressed_bytes`; 8-bit planes have four times that, and
+                                each sample takes 14 bytes while it is read. (Of PNG and JPEG: max_picture_pixels.)
     max_picture_pixels:         width x height of a PNG or JPEG: the viewer draws at most 3,000 squared, and a flat
                                 picture of 16 megapixels is a file of 100 kB.
     max_picture_parts:          chunks of a PNG or segments of a JPEG; 32 MiB in the usual pieces of 8 kB are 4,096,

@@ -26,11 +26,12 @@ from service.keys import Key, KeyRing
 from service.settings import Settings
 from service.trace import Trace
 
-__all__ = ["ADMIN", "Access", "cross_origin", "declare_keys", "key_of", "needed_scope", "path_of"]
+__all__ = ["ADMIN", "METRICS", "Access", "cross_origin", "declare_keys", "key_of", "needed_scope", "path_of"]
 
 OPEN = frozenset({"/", "/docs", "/openapi.json", "/livez", "/readyz"})
 PAGE = "/page/"
 ADMIN = "/v1/admin"
+METRICS = "/metrics"
 
 _ADMIN_OFF = (
     "Admin calls are off, since this service has no API keys. Make one with `astroclip keys create --scope admin "
@@ -147,8 +148,8 @@ def declare_keys(document: dict[str, Any], settings: Settings) -> None:
     }
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
     for path, methods in document["paths"].items():
-        needed = "none" if path == "/metrics" and settings.metrics_open else needed_scope(path) or "none"
-        keyed = settings.keys_file is not None and needed != "none"
+        needed = needed_scope(path) or "none"
+        keyed = settings.keys_file is not None and needed != "none" and not (path == METRICS and settings.metrics_open)
         for call in methods.values():
             answers = call.setdefault("responses", {})
             if keyed:

@@ -15,6 +15,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Literal
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,12 +32,17 @@ __all__ = ["Admission"]
 
 _DECLARE_A_BODY = {b"content-length", b"transfer-encoding"}
 _NEWEST = 0.05  # weight of the newest request in the mean number of objects
+_VECTORS, _INFO = "/v1/search/vectors", "/v1/info"
+_PREVIEWS = ("/image.jpg", "/spectrum.json")  # files beside the index
+
+_Asks = Literal["model", "vectors", "index"]
 
 
 class Admission:
     """ASGI middleware, see the module. Who only searches or looks up waits for no file and not for the model, and is
-    judged by the searches alone. Health, metrics and the page are let in; so are admin calls, without a deadline: they
-    are what an operator has when nothing else is."""
+    judged by the searches alone; who brings vectors, by the reading of files, too. Health, metrics, the page, and what
+    asks neither model nor index are let in; so are admin calls, without a deadline: they are what an operator has when
+    nothing else is."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app, self.settings = app, settings
@@ -50,14 +56,15 @@ class Admission:
             return
         trace: Trace = scope["state"]["trace"]
         engine, headers, posted = scope["app"].state.engine, Headers(scope=scope), scope["method"] == "POST"
-        brings = posted and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json"
+        path = path_of(scope)
+        asks = _asks(path, posted, headers)
         try:
             self._prepare(trace, headers)
             if engine is not None:
                 if posted:
                     self._admit_one_more(trace)
-                if posted or _looks_up(path_of(scope)):
-                    self._admit(trace, engine.workers, brings)
+                if asks is not None:
+                    self._admit(trace, engine.workers, asks)
         except (InputError, OverloadError) as error:
             await from_astroclip(error, trace.request_id)(scope, receive, send)
             return
@@ -65,7 +72,7 @@ class Admission:
             await _while_connected(self.app, scope, receive, send)
             return
         self.in_flight[trace.caller] += 1
-        if brings:
+        if asks == "model":
             self.unread += 1
             trace.on_read = _Once(self._read)
         try:
@@ -110,14 +117,15 @@ class Admission:
                 f"{total} requests are at work, which is all this service takes. Try again in 1 s.", retry_after_s=1.0
             )
 
-    def _admit(self, trace: Trace, workers: Workers, brings: bool = True) -> None:
-        """Raises OverloadError for a request that would wait too long. brings: files, for the model."""
+    def _admit(self, trace: Trace, workers: Workers, asks: _Asks = "model") -> None:
+        """Raises OverloadError for a request that would wait too long."""
         lane = Lane.patient if trace.batch else Lane.interactive
-        if brings:
+        if asks == "model":
             arriving = self.objects * min(self.unread, self.in_flight[trace.caller] * len(self.in_flight))
             wait = workers.predicted_wait(lane, trace.caller, arriving)
         else:
             wait = workers.search.predicted_wait(lane, trace.caller)
+            wait += workers.reading.predicted_wait(lane, trace.caller) if asks == "vectors" else 0.0
         allowed = longest_wait(self.settings, trace)
         if wait > allowed:
             retry = max(1.0, wait - allowed)
@@ -133,9 +141,14 @@ class Admission:
         self.objects += _NEWEST * (count - self.objects)
 
 
-def _looks_up(path: str) -> bool:
-    """Whether a GET of `path` asks the index."""
-    return path.startswith("/v1/") or path == "/scs"
+def _asks(path: str, posted: bool, headers: Headers) -> _Asks | None:
+    """Whose answer a request waits for; None: neither the model's nor the index's, as what the service is, or the
+    pictures and curves beside the index."""
+    if posted:
+        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+        return "vectors" if path == _VECTORS else "index" if media_type == "application/json" else "model"
+    looks_up = path == "/scs" or (path.startswith("/v1/") and path != _INFO and not path.endswith(_PREVIEWS))
+    return "index" if looks_up else None
 
 
 class _Once:

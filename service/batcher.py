@@ -9,11 +9,14 @@
   ends, so that who works does not wait for this process, which is at its busiest when a batch has just been answered.
 * A batch that raises is halved until the culprit stands alone; only that item fails, with the exception it raised.
   Where failing costs far more than working (`costly`: what works has to be started anew) its items are worked one by
-  one instead, which meets the culprit once, and no more of them after the second that failed so.
+  one instead, which meets the culprit once, and no more of them after the second that failed so. Where nothing was
+  worked at all (`absent`: there is nobody to work) the batch fails as it is.
 * Items whose request was dropped leave the queue, and what they hold is freed; so do those past their deadline. Who
   waits gets 429 at it, whatever the worker is at.
 * A worker whose thread is thrown out of its loop is started again. Batches of which nothing succeeded are counted:
   `problem` says when there were too many in a row, `stuck` when one takes too long, or a thread cannot begin.
+* Who was at fault is noted here, whether or not anybody still waits for the answer: what ends the worker after a
+  minute has long been given up by whoever sent it.
 """
 
 from __future__ import annotations
@@ -57,7 +60,9 @@ class Batcher(Generic[Item, Result]):
     more are refused (OverloadError), but the service's own question is not.
     max_failures: batches in a row without any success after which `problem` speaks; stuck_after_s: likewise for one
     batch that does not end. prepare: run in each thread before its first batch.
-    culprit: told of an item that failed where others of its batch did not. costly: exceptions, see the module.
+    culprit: told of an item that failed alone where others of its batch did not. suspect: of one that may have caused a
+    costly failure, and whether it was alone then: with no others to tell; or in a batch, and not worked alone
+    afterwards, since nobody waited for it any more. costly, absent: exceptions, see the module.
     """
 
     def __init__(
@@ -75,10 +80,12 @@ class Batcher(Generic[Item, Result]):
         stuck_after_s: float = 60.0,
         prepare: Callable[[], None] = lambda: None,
         culprit: Callable[[Item], None] = lambda item: None,
+        suspect: Callable[[Item, bool], None] = lambda item, alone: None,
         costly: tuple[type[Exception], ...] = (),
+        absent: tuple[type[Exception], ...] = (),
     ) -> None:
-        self.name, self._work, self._prepare, self._culprit = name, work, prepare, culprit
-        self._costly, self._metrics = costly, metrics
+        self.name, self._work, self._prepare, self._metrics = name, work, prepare, metrics
+        self._culprit, self._suspect, self._costly, self._absent = culprit, suspect, costly, absent
         self.max_batch, self.max_waiting, self.window_s = max_batch, max_waiting, window_s
         self.max_failures, self.stuck_after_s = max_failures, stuck_after_s
         self._waiting: Waiting[_Job] = Waiting()
@@ -89,7 +96,10 @@ class Batcher(Generic[Item, Result]):
         self._timed: Counter[str | None] = Counter()
         self._since = 0.0  # when the oldest item began to wait
         self._failures = 0
-        self._restarts = 0  # of threads, since a batch was last worked
+        self.succeeded = 0  # batches of which something was worked
+        # How often in a row each thread could not begin, and was thrown out of its loop since it last worked a batch.
+        self._not_begun: Counter[int] = Counter()
+        self._thrown: Counter[int] = Counter()
         self._busy: dict[int, tuple[float, int]] = {}  # thread: since when, weight of its batch
         self._at_once, self._ahead = (1 if ahead else threads), ahead
         self._began = 0.0  # when work on the batch at work began, or ended where there is none
@@ -208,8 +218,9 @@ class Batcher(Generic[Item, Result]):
         busy = max((time.perf_counter() - since for since, _ in list(self._busy.values())), default=0.0)
         if busy > self.stuck_after_s:
             return f"{self.name} has been at one batch for {busy:.0f} s"
-        if self._restarts >= self.max_failures:
-            return f"a thread of {self.name} was thrown out of its loop {self._restarts} times in a row"
+        thrown = max([*self._thrown.values(), *self._not_begun.values()], default=0)
+        if thrown >= self.max_failures:
+            return f"a thread of {self.name} was thrown out of its loop {thrown} times in a row"
         return None
 
     def close(self) -> None:
@@ -230,17 +241,21 @@ class Batcher(Generic[Item, Result]):
     def _live(self, number: int) -> None:
         """The thread: its loop, started again whatever threw it out."""
         while not self._closed:
+            thrown = self._not_begun
             try:
                 self._prepare()
+                thrown.pop(number, None)
+                thrown = self._thrown
                 while jobs := self._next(number):
                     self._do(number, jobs)
+                    thrown.pop(number, None)
                     jobs.clear()  # else an idle thread would keep the last batch's index alive
                 return
             except BaseException:
                 self._metrics.failure(self.name, "restart")
                 log.exception("the worker %s-%d was thrown out of its loop and starts again", self.name, number)
-                self._restarts += 1
-                time.sleep(min(_LONGEST_PAUSE_S, 0.01 * 2 ** min(self._restarts, 10)))
+                thrown[number] += 1
+                time.sleep(min(_LONGEST_PAUSE_S, 0.01 * 2 ** min(thrown[number], 10)))
 
     def _next(self, number: int) -> list[_Job]:
         """The next batch, waited for; empty when closed."""
@@ -318,14 +333,19 @@ class Batcher(Generic[Item, Result]):
         weight = sum(job.weight for job in jobs)
         size, pace = _size(min(weight, self.max_batch)), seconds / weight
         self._pace[size] = pace + (1.0 - _NEW) * (self._pace.get(size, pace) - pace)
-        of_each = zip(jobs, results, strict=bool(results))  # none, where it was interrupted
-        worked = [(job, _unexpected(result)) for job, result in of_each if not isinstance(result, _NotWorked)]
-        self._failures = self._failures + 1 if all(bad for _, bad in worked) else 0
-        self._restarts = 0 if results else self._restarts
-        if not all(bad for _, bad in worked):
-            for job, bad in worked:
-                if bad:
+        of_each = list(zip(jobs, results, strict=bool(results)))  # none, where it was interrupted
+        success = not all(_unexpected(result) for _, result in of_each if not isinstance(result, _NotWorked))
+        self._failures = 0 if success else self._failures + 1
+        self.succeeded += success
+        for job, result in of_each:
+            if isinstance(result, _NotWorked):
+                if result.suspect:
+                    self._suspect(job.item, False)
+            elif _unexpected(result) and not isinstance(result, self._absent):
+                if success:
                     self._culprit(job.item)
+                elif isinstance(result, self._costly):
+                    self._suspect(job.item, True)
 
     def _results(self, group: Hashable, jobs: Sequence[_Job]) -> list[Any]:
         """The batch's results; if it raises, those of its halves, down to the items that raise alone."""
@@ -345,6 +365,9 @@ class Batcher(Generic[Item, Result]):
                     extra=_requests(jobs),
                 )
                 return self._one_by_one(group, jobs)
+            if isinstance(error, self._absent):
+                log.error("nobody works in %s: %s", self.name, error, extra=_requests(jobs))
+                return [error] * len(jobs)
             if len(jobs) == 1:
                 if not isinstance(error, AstroClipError):
                     log.exception("one item failed in %s", self.name, extra=_requests(jobs))
@@ -357,15 +380,19 @@ class Batcher(Generic[Item, Result]):
         return self._results(group, jobs[:middle]) + self._results(group, jobs[middle:])
 
     def _one_by_one(self, group: Hashable, jobs: Sequence[_Job]) -> list[Any]:
-        """Each worked alone; what nobody waits for, and what is left after the second costly failure, is not."""
+        """Each worked alone; what nobody waits for, and what is left after the second costly failure or where nobody
+        works any more, is not."""
         results: list[Any] = []
         failed = 0
         for job in jobs:
             if failed < _COSTLY_MOST and not job.ticket.dropped:
                 results += self._results(group, [job])
-                failed += isinstance(results[-1], self._costly)
+                if isinstance(results[-1], self._costly):
+                    failed += 1
+                elif isinstance(results[-1], self._absent):
+                    failed = _COSTLY_MOST
             else:
-                results.append(_NotWorked(f"The worker {self.name} failed repeatedly. Try again in a few seconds."))
+                results.append(_NotWorked(self.name, suspect=job.ticket.dropped and failed < _COSTLY_MOST))
         return results
 
     def _answer(self, outcomes: Sequence[tuple[_Job, Any]]) -> None:
@@ -388,7 +415,11 @@ class Batcher(Generic[Item, Result]):
 
 
 class _NotWorked(NotReadyError):
-    """The item was left out, and says nothing of the worker."""
+    """The item was left out, and says nothing of the worker. suspect: it may be what its batch failed at."""
+
+    def __init__(self, worker: str, suspect: bool) -> None:
+        super().__init__(f"The worker {worker} failed repeatedly. Try again in a few seconds.")
+        self.suspect = suspect
 
 
 @dataclass(eq=False)

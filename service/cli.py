@@ -135,7 +135,7 @@ def demo(
     from service.settings import DEMO_INDEX, DEMO_MODEL, Settings
 
     settings = Settings(index_dir=DEMO_INDEX, model_dir=DEMO_MODEL, host=host, port=port, device=device)
-    app = _load(settings, apart=settings.model_process)
+    app = _load(settings, to_serve=True)
     engine = app.state.engine
     what = f"{len(engine.index):,} simulated galaxies, model {engine.embedder.model_id} on {engine.embedder.device}."
     del engine  # the application alone keeps it, as its index may be replaced
@@ -151,7 +151,7 @@ def serve(
 ) -> None:
     """Serve an index. Every setting can also be given in the environment as ASTROCLIP_<NAME>."""
     settings = _settings(index, model, host=host, port=port, device=device)
-    app = _load(settings, apart=settings.model_process)
+    app = _load(settings, to_serve=True)
     engine = app.state.engine
     what = f"{engine.index.manifest.survey}: {len(engine.index):,} objects, model {engine.embedder.model_id}."
     del engine  # the application alone keeps it, as its index may be replaced
@@ -165,16 +165,17 @@ def _settings(index: Path | None, model: Path | None, **others: Any) -> Settings
     return Settings(**{name: value for name, value in given.items() if value is not None})
 
 
-def _load(settings: Settings, *, apart: bool = False) -> FastAPI:
+def _load(settings: Settings, *, to_serve: bool = False) -> FastAPI:
     """The application, its engine loaded before the server starts: what cannot be served ends with a message and exit
-    code 2. Nobody else keeps the engine, whose index may be replaced and is to be freed then."""
+    code 2. Nobody else keeps the engine, whose index may be replaced and is to be freed then. to_serve: for long, and
+    not to answer once."""
     from service.app import make_app
     from service.engine import Engine
 
     _quiet_loading()
-    if threading.current_thread() is threading.main_thread():
+    if to_serve and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it can be heard: unheard it would end the process
-    return make_app(settings, Engine.load(settings, apart=apart))
+    return make_app(settings, Engine.load(settings, apart=to_serve and settings.model_process))
 
 
 def _quiet_loading() -> None:

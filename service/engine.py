@@ -16,7 +16,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,7 @@ from astroclip.types import Image, Modality, Spectrum
 from index.filters import FilterLimits, parse_filter
 from service.canary import canary
 from service.metrics import Metrics
-from service.model_process import ModelDied, RemoteEmbedder
+from service.model_process import ModelDied, NoModel, RemoteEmbedder
 from service.searching import within
 from service.settings import Settings
 from service.trace import Trace
@@ -67,7 +67,8 @@ class Prepared:
     """One object of an upload: what was read of it but its arrays (`item`), and the object on the model's grid, or
     why that failed.
 
-    name: of the file it came from, where there is one. upload: the file. The arrays are let go of, since 64 pictures of
+    name: of the file it came from, where there is one. suspect: the model's process may have ended at the object before
+    (`service.quarantine`). upload: the file. The arrays are let go of, since 64 pictures of
     100 kB can hold gigabytes of them.
     """
 
@@ -76,6 +77,7 @@ class Prepared:
     item: Image | Spectrum | None = None
     grid: GridImage | GridSpectrum | None = None
     error: AstroClipError | None = None
+    suspect: bool = False
     upload: Upload | None = None
 
 
@@ -217,7 +219,8 @@ class Engine:
             return Prepared(modality, upload.name, item.without_data(), error=error.without_frames(), upload=upload)
         if self.workers.quarantine.holds(grid):
             return Prepared(modality, upload.name, item.without_data(), error=_no_vector(modality), upload=upload)
-        return Prepared(modality, upload.name, item.without_data(), grid, upload=upload)
+        suspect = self.workers.suspects.holds(grid)
+        return Prepared(modality, upload.name, item.without_data(), grid, suspect=suspect, upload=upload)
 
     async def embed(self, prepared: Sequence[Prepared], trace: Trace) -> list[Embedded]:
         """Vectors of what could be prepared (one modality a call), in order; errors are passed on in their place.
@@ -227,7 +230,11 @@ class Engine:
         """
         good = [p for p in prepared if p.grid is not None]
         modality = prepared[0].modality if prepared else "image"
-        vectors = await self._encode([p.grid for p in good], modality, trace)
+        alone = [place for place, p in enumerate(good) if p.suspect]
+        vectors = await self._encode([p.grid for p in good], modality, trace, alone=alone)
+        for place in alone:
+            if not isinstance(vectors[place], BaseException):
+                self.workers.suspects.forget(good[place].grid)
         failed = [p for p, vector in zip(good, vectors, strict=True) if self._failed(p, vector)]
         strange = [p.grid for p in failed if p.grid is not None and not self.workers.quarantine.holds(p.grid)]
         if strange:
@@ -247,22 +254,8 @@ class Engine:
 
     def _failed(self, prepared: Prepared, vector: Any) -> bool:
         """Whether the model has no vector for this input. Raises what is the fault of neither."""
-        if isinstance(vector, OverloadError | NotReadyError):
-            raise vector
-        if isinstance(vector, ModelDied):
-            quarantine, suspects, grid = self.workers.quarantine, self.workers.suspects, prepared.grid
-            assert grid is not None
-            if quarantine.holds(grid) or suspects.holds(grid):  # not the first time: it is this input
-                quarantine.add(grid)
-                return True
-            suspects.add(grid)
-            raise NotReadyError(
-                "The model's process ended while it was at this request; another is being started. Try again in a "
-                "few seconds.",
-                code="model_restarted",
-            ) from vector
-        if isinstance(vector, BaseException):
-            return True  # the worker counted it
+        if self._unanswered(prepared.grid, vector):
+            return True
         if np.all(np.isfinite(vector)):
             return False
         self.workers.metrics.nonfinite(prepared.modality)
@@ -271,20 +264,66 @@ class Engine:
         log.error("the model's output for a %s is not finite; sha256 of the input %s", prepared.modality, digest)
         return True
 
+    def _unanswered(self, grid: Any, vector: Any) -> bool:
+        """Whether in the vector's place is what the model raised, maybe for this input. Raises what is not its fault:
+        OverloadError, NotReadyError."""
+        if isinstance(vector, OverloadError | NotReadyError):
+            raise vector
+        if isinstance(vector, NoModel):
+            raise NotReadyError(
+                "The model's process ended, and another cannot be started yet. Try again in a few seconds.",
+                code="model_restarted",
+            ) from vector
+        workers = self.workers  # they note at whose the process ended
+        if isinstance(vector, ModelDied) and not (workers.quarantine.holds(grid) or workers.suspects.times(grid) > 1):
+            raise NotReadyError(
+                "The model's process ended while it was at this request; another is being started. Try again in a "
+                "few seconds.",
+                code="model_restarted",
+            ) from vector
+        return isinstance(vector, BaseException)
+
     async def encode(self, trace: Trace, grids: Sequence[Any], modality: Modality) -> Vector:
-        """(N, D) vectors of grids that are nobody's upload, behind all that wait for an answer of their own."""
+        """(N, D) vectors of grids that are nobody's upload, behind all that wait for an answer of their own.
+
+        Raises OverloadError, NotReadyError, and InputError where the model has no vector for one of them."""
+        quarantine = self.workers.quarantine
+        if len(quarantine) and await self.workers.decode(trace, lambda: any(map(quarantine.holds, grids))):
+            raise _no_vector(modality)
         vectors = await self._encode(grids, modality, trace, Lane.patient)
-        for vector in vectors:
-            if isinstance(vector, BaseException):
-                raise vector
+        for grid, vector in zip(grids, vectors, strict=True):
+            if self._unanswered(grid, vector):
+                async with trace.in_time():
+                    await self.check(now=True)  # else it is the model's fault
+                quarantine.add(grid)
+                raise _no_vector(modality) from vector
         return np.stack(vectors)
 
     async def _encode(
-        self, grids: Sequence[Any], modality: Modality, trace: Trace, lane: Lane | None = None
+        self,
+        grids: Sequence[Any],
+        modality: Modality,
+        trace: Trace,
+        lane: Lane | None = None,
+        alone: Collection[int] = (),
     ) -> list[Any]:
+        """The vector of each, or what was raised. alone: places of those at which the model's process may have ended,
+        which take nobody along, and are known for it if it ends again."""
         group = (self.embedder.encode, modality)
         trace.on_read(len(grids))
-        return await self.workers.inference.submit(grids, group, trace, "inference", lane)
+        submit = partial(self.workers.inference.submit, trace=trace, stage="inference", lane=lane)
+        if not alone:
+            return await submit(grids, group)
+        rest = [place for place in range(len(grids)) if place not in alone]
+        shared = submit([grids[place] for place in rest], group)
+        lone = (submit([grids[place]], (*group, object())) for place in alone)  # a batch is of one group
+        vectors: list[Any] = []
+        for answer in await asyncio.gather(shared, *lone, return_exceptions=True):
+            if isinstance(answer, BaseException):
+                raise answer
+            vectors += answer
+        found = dict(zip([*rest, *alone], vectors, strict=True))
+        return [found[place] for place in range(len(grids))]
 
     # -- searching -------------------------------------------------------------------------------------------------
 

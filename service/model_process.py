@@ -45,23 +45,24 @@ from astroclip.preprocess import GridImage, GridSpectrum, ImageGrid, SpectrumGri
 from astroclip.types import Image, Modality, Spectrum
 from service.settings import Settings
 
-__all__ = ["ModelDied", "RemoteEmbedder", "torch_threads"]
+__all__ = ["ModelDied", "NoModel", "RemoteEmbedder", "torch_threads"]
 
 log = logging.getLogger("astroclip.service")
 
 START_S = 300.0  # importing torch and reading weights from a cold network disk
 _END_S = 5.0
 _ROOM = 2  # batches
-_GONE = (
-    EOFError,
-    OSError,
-    TimeoutError,
-    AstroClipError,
-)  # what talking to a child that ended, hung or cannot load gives
+_STARTS = 2  # of a child, before a batch is given up: the first may die of the memory that the one before still holds
+_GONE = (EOFError, OSError, TimeoutError)  # what talking to a child that ended or hung gives
 
 
 class ModelDied(RuntimeError):
-    """The child ended or hung during a pass: whether its input or anything else was at fault is not known."""
+    """The child ended or hung while it was at this batch: whether that or anything else was at fault is not known."""
+
+
+class NoModel(RuntimeError):
+    """There is no child to ask: it cannot be started, or cannot load the model. Nothing was asked, so no input is at
+    fault."""
 
 
 @dataclass(frozen=True)
@@ -97,16 +98,26 @@ class RemoteEmbedder:
         for room in range(_ROOM):
             self._free.put(room)
         self._described: _Described | None = None
+        self._generation = 0  # of children
         self._start()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._settings), name="model", daemon=True)
-        self._process.start()
-        theirs.close()
+        """Another child. Raises OSError where the system gives none; there is then no child, and no pipe, until the
+        next call."""
         self._loaded = False
         self._line.clear()
+        self._generation += 1
+        context = multiprocessing.get_context("spawn")
+        pipe, theirs = context.Pipe()
+        try:
+            process = context.Process(target=_serve, args=(theirs, self._settings), name="model", daemon=True)
+            process.start()
+        except BaseException:
+            pipe.close()
+            raise
+        finally:
+            theirs.close()
+        self._pipe, self._process = pipe, process
 
     def wait(self) -> RemoteEmbedder:
         """Until the model is loaded. Raises what loading it raised; OSError, EOFError or TimeoutError where the child
@@ -160,7 +171,8 @@ class RemoteEmbedder:
 
     def encode(self, prepared: Sequence[GridImage] | Sequence[GridSpectrum]) -> npt.NDArray[np.float32]:
         """(N, D) float32 unit vectors, as `Embedder.encode`. Raises RuntimeError where the pass raised in the child,
-        ModelDied where the child ended, hung or could not load; another one is being started then."""
+        ModelDied where the child ended or hung during it (another one is being started then), NoModel where none can
+        be started."""
         if not len(prepared):
             return np.empty((0, self.dim), np.float32)
         parts = []
@@ -177,24 +189,21 @@ class RemoteEmbedder:
     def _pass(self, room: int, batch: Sequence[GridImage] | Sequence[GridSpectrum]) -> npt.NDArray[np.float32] | None:
         """The vectors of one batch; None where the child ended while another batch was at work: to be tried again."""
         with self._turn:
-            try:
-                self.wait()  # one that was started anew may die, too, before it is loaded
-            except _GONE as error:
-                raise ModelDied(self._replace(error)) from error
-            child, memory = self._process, self._memory
+            self._have_child()
+            generation, memory = self._generation, self._memory
         columns = _columns(batch)
         shapes = [(len(batch), *column[0].shape) for column in columns]
         for view, column in zip(_views(memory, room, shapes), columns, strict=True):
             np.stack(column, out=view)
         with self._turn:
-            if self._process is not child:
+            if self._generation != generation:
                 return None
             self._line.append(room)
             with suppress(OSError):  # whose batch is at the head of the line finds out
                 self._pipe.send((room, shapes))
-            while self._process is child and self._line[0] != room:
+            while self._generation == generation and self._line[0] != room:
                 self._turn.wait()
-            if self._process is not child:
+            if self._generation != generation:
                 return None
         out = np.empty((len(batch), self.dim), np.float32)  # the pipe is this thread's until it leaves the line
         try:
@@ -211,19 +220,37 @@ class RemoteEmbedder:
             raise RuntimeError(failed)
         return out
 
+    def _have_child(self) -> None:
+        """Wait until there is one that has loaded. One that died while nobody asked it anything, or before it had
+        loaded, is replaced: that is no batch's doing. Raises NoModel."""
+        for left in reversed(range(1 + _STARTS)):
+            try:
+                self.wait()
+                if self._line or self._process.is_alive():  # of a line, whose batch is at its head finds out
+                    return
+                raise EOFError("it ended while it had nothing to do")
+            except Exception as error:
+                if not left:
+                    raise NoModel(f"no process has the model ({type(error).__name__}: {error})") from error
+                self._replace(error)
+
     def _receive(self, seconds: float) -> Any:
         if not self._pipe.poll(seconds):
             raise TimeoutError(f"no answer in {seconds:g} s")
         return self._pipe.recv()
 
     def _replace(self, error: BaseException) -> str:
-        """Another child; says what became of this one."""
+        """Another child; says what became of this one. Where none can be started, who asks next tries again."""
         self._end()
         words = f"the model's process ended (exit code {self._process.exitcode}; {type(error).__name__}: {error})"
         log.error("%s; starting another", words)
         self._on_restart()
-        self._start()
-        self._turn.notify_all()
+        try:
+            self._start()
+        except OSError:
+            log.exception("another process for the model cannot be started")
+        finally:
+            self._turn.notify_all()
         return words
 
     def _end(self) -> None:

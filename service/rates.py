@@ -1,8 +1,9 @@
 """How much one caller may ask: requests a second, and requests at work at once. Both answer 429 with Retry-After.
 
 A caller is an API key or, without one, the client's address (of IPv6 its /64, which one household has). Counted is
-every request but those of health and metrics: a probe must never be told to wait. What a request costs is not weighed
-here, since it is unknown before the body is read; admission weighs it afterwards, in predicted seconds.
+every request but those of health: a probe must never be told to wait. /metrics has a rate of its own
+(`max_metrics_rate_per_s`). What a request costs is not weighed here, since it is unknown before the body is read;
+admission weighs it afterwards, in predicted seconds.
 
 The window is 10 s (`WINDOW_S`), so a page that asks for sixty thumbnails at once is within any sensible rate. Strategy
 of the `limits` library: sliding window counter, two integers a caller. A fixed window would let twice the rate through
@@ -27,7 +28,7 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from astroclip.errors import OverloadError
-from service.access import key_of, path_of
+from service.access import METRICS, key_of, path_of
 from service.errors import from_astroclip
 from service.keys import Key
 
@@ -36,7 +37,6 @@ __all__ = ["MAX_CALLERS", "WINDOW_S", "Rates", "Windows", "caller_of"]
 WINDOW_S = 10
 MAX_CALLERS = 10_000  # remembered, some 3 MB; the one heard of longest ago is forgotten first
 UNCOUNTED = frozenset({"/livez", "/readyz"})
-METRICS = "/metrics"
 
 
 class Windows(MemoryStorage):

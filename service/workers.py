@@ -23,8 +23,8 @@ import torch
 from astroclip.errors import OverloadError
 from service.batcher import Batcher
 from service.metrics import Metrics
-from service.model_process import ModelDied, torch_threads
-from service.quarantine import Quarantine
+from service.model_process import ModelDied, NoModel, torch_threads
+from service.quarantine import Quarantine, Suspects
 from service.reading import Reading, give_way, outcomes
 from service.searching import answer_together
 from service.settings import Settings
@@ -54,7 +54,7 @@ class Workers:
             "stuck_after_s": settings.stuck_after_s,
         }
         self.quarantine = Quarantine(settings.quarantine_s)
-        self.suspects = Quarantine(settings.quarantine_s)  # the model's process ended at them, alone, once
+        self.suspects = Suspects(settings.quarantine_s)
         self.inference: Batcher[Any, Any] = Batcher(
             "inference",
             lambda group, grids: group[0](grids),
@@ -64,7 +64,9 @@ class Workers:
             ahead=apart,
             prepare=partial(torch.set_num_threads, torch_threads(settings)),
             culprit=self.quarantine.add,
+            suspect=self._suspect,
             costly=(ModelDied,),
+            absent=(NoModel,),
             **common,
         )
         self.search: Batcher[Callable[[], Any], Any] = Batcher(
@@ -81,6 +83,11 @@ class Workers:
         self.reading = Reading(settings.decode_threads, self.metrics, **common)
         self.explaining = asyncio.Semaphore(1)  # an explanation is hundreds of passes: one at a time
         self.explanations = 0  # at work or waiting
+
+    def _suspect(self, grid: Any, alone: bool) -> None:
+        """The model's process ended at this input, or at a batch with it that nobody waited for any more."""
+        if self.suspects.add(grid, alone, self.inference.succeeded):
+            self.quarantine.add(grid)
 
     async def decode(
         self, trace: Trace, work: Callable[..., T], *arguments: Any, size: int = 0, lane: Lane | None = None

@@ -234,6 +234,7 @@ def test_work_of_a_client_that_has_gone_is_not_done(slow, body):
 
 def test_lookups_and_questions_without_files_wait_for_searches_alone(client, engine, body, monkeypatch):
     search = {"query": {"object_id": "sim-00000020"}, "k": 1}
+    vectors = npy(np.eye(2, engine.index.dim, dtype=np.float32))
 
     def statuses():
         return [
@@ -242,16 +243,22 @@ def test_lookups_and_questions_without_files_wait_for_searches_alone(client, eng
             client.post("/v1/search", json=search).status_code,
             client.get("/v1/objects?random=1").status_code,
             client.get("/scs?RA=1&DEC=1&SR=0.1").status_code,
+            client.post("/v1/search/vectors?modality=image&k=1", content=vectors).status_code,
             client.get("/livez").status_code,
             client.get("/metrics").status_code,
+            client.get("/v1/info").status_code,
+            client.get("/v1/objects/sim-00000020/image.jpg").status_code,
         ]
 
     with monkeypatch.context() as busy:
         busy.setattr(engine.workers.inference, "predicted_wait", lambda *_: 60.0)
-        assert statuses() == [429, 429, 200, 200, 200, 200, 200]
+        assert statuses() == [429, 429, 200, 200, 200, 200, 200, 200, 200, 200]
     with monkeypatch.context() as busy:
         busy.setattr(engine.workers.search, "predicted_wait", lambda *_: 60.0)
-        assert statuses() == [429, 429, 429, 429, 429, 200, 200]
+        assert statuses() == [429, 429, 429, 429, 429, 429, 200, 200, 200, 200]
+    with monkeypatch.context() as busy:
+        busy.setattr(engine.workers.reading, "predicted_wait", lambda *_: 60.0)
+        assert statuses() == [429, 429, 200, 200, 200, 429, 200, 200, 200, 200]
 
 
 def test_what_a_file_is_is_found_out_where_files_are_read(client, engine, body, monkeypatch):

@@ -171,6 +171,89 @@ def test_where_failing_is_costly_items_are_worked_alone_and_not_after_the_second
     assert (problem is None) == bool(answered)
 
 
+class Absent(RuntimeError):
+    """There is nobody to work."""
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_where_nobody_works_the_batch_fails_as_it_is_and_nobody_is_blamed(count):
+    calls, blamed = [], []
+
+    def fails(group, items):
+        calls.append(len(items))
+        raise Absent("no process")
+
+    async def run():
+        told = {"culprit": blamed.append, "suspect": lambda item, alone: blamed.append(item)}
+        batcher = Batcher("test", fails, Metrics(), absent=(Absent,), costly=(Costly,), max_failures=1, **told)
+        try:
+            return await ask(batcher, range(count)), batcher.problem()
+        finally:
+            await asyncio.to_thread(batcher.close)
+
+    results, problem = asyncio.run(run())
+    assert calls == [count] and all(isinstance(result, Absent) for result in results) and len(results) == count
+    assert problem is not None and not blamed
+
+
+def test_suspects_are_told_of_whether_or_not_anybody_waits():
+    """Alone without any that worked, or left out because nobody waits for them any more."""
+    told, gone, noted = [], threading.Event(), lambda *what: told.append(what)
+
+    def fails(group, items):
+        gone.wait(10)
+        if 0 in items:
+            raise Costly("the process ended")
+        return items
+
+    async def run():
+        batcher = Batcher("test", fails, Metrics(), costly=(Costly,), suspect=noted)
+        try:
+            task = asyncio.create_task(ask(batcher, [0, 1]))
+            await until(lambda: batcher._busy)
+            task.cancel()
+            await asyncio.wait([task])
+            gone.set()
+            await until(lambda: len(told) == 2)
+            await ask(batcher, [0])
+            await ask(batcher, [1])
+        finally:
+            await asyncio.to_thread(batcher.close)
+
+    asyncio.run(run())
+    assert told == [(0, False), (1, False), (0, True)]
+
+
+def test_a_thread_that_is_back_is_no_problem_any_more_though_nobody_asks(make):
+    allowed = threading.Event()
+
+    def prepare():
+        if not allowed.is_set():
+            raise RuntimeError("not yet")
+
+    async def run():
+        batcher = make(max_failures=3, prepare=prepare)
+        await until(lambda: batcher.stuck() is not None)
+        allowed.set()
+        await until(lambda: batcher.stuck() is None)
+
+    asyncio.run(run())
+
+
+def test_a_thread_that_every_batch_throws_out_is_a_problem_though_it_idles_in_between(make):
+    async def run():
+        batcher = make(max_failures=3)
+        for count in range(1, 4):
+            assert isinstance((await ask(batcher, ["exit"]))[0], RuntimeError)
+            await until(lambda count=count: batcher._thrown[0] == count)
+        trouble = batcher.stuck()
+        await ask(batcher, [1])
+        await until(lambda: batcher.stuck() is None)
+        return trouble
+
+    assert "thrown out of its loop 3 times" in asyncio.run(run())
+
+
 def test_a_thread_that_cannot_begin_is_a_problem_and_no_busy_loop(make):
     starts = []
 

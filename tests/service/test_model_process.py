@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing.context
 import os
 import signal
 import time
@@ -17,7 +19,7 @@ from astroclip.errors import InputError
 from service.app import make_app
 from service.canary import canary
 from service.engine import Engine
-from service.model_process import ModelDied, RemoteEmbedder
+from service.model_process import ModelDied, NoModel, RemoteEmbedder
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +84,37 @@ def test_what_raises_there_raises_here_and_the_process_stays(remote, restarts):
     assert np.isfinite(remote.encode([grid])).all()
 
 
-def test_a_process_that_is_killed_is_replaced(remote, restarts):
+def killed(remote):
+    """While it has nothing to do."""
+    os.kill(remote.pid, signal.SIGKILL)
+    wait_until(lambda: not remote._process.is_alive())  # its threads end after it
+
+
+def killed_at_work(remote, grid):
+    """The answer of a pass that is at work when the process is killed."""
+    pid = remote.pid
+    os.kill(pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(remote.encode, [grid])
+        wait_until(lambda: remote._line)
+        os.kill(pid, signal.SIGKILL)
+        return asked.result(60)
+
+
+def test_a_process_that_is_killed_at_work_is_replaced(remote, restarts):
     grid, pid = remote.prepare(canary("spectrum")), remote.pid
-    os.kill(pid, signal.SIGKILL)
     with pytest.raises(ModelDied, match="process ended"):
-        remote.encode([grid])
+        killed_at_work(remote, grid)
     assert remote.pid != pid and restarts.pop() and not restarts
     assert np.isfinite(remote.encode([grid])).all()
+
+
+def test_one_that_died_idle_is_replaced_before_it_is_asked(remote, restarts):
+    """What comes next had no part in it."""
+    grid, pid = remote.prepare(canary("spectrum")), remote.pid
+    killed(remote)
+    assert np.isfinite(remote.encode([grid])).all()
+    assert remote.pid != pid and restarts.pop() and not restarts
 
 
 def test_two_threads_have_a_batch_there_and_each_gets_its_own_answer(remote, tiny_embedder):
@@ -133,15 +159,71 @@ def test_a_pass_that_hangs_ends_with_its_process(remote, restarts, monkeypatch):
     assert np.isfinite(remote.encode([grid])).all()
 
 
-def test_a_replacement_that_dies_while_it_loads_is_replaced_as_well(remote, restarts):
+@pytest.fixture
+def stillborn(remote, monkeypatch):
+    """Children that are killed before their model is loaded: as many as the list says."""
+    start, left = remote._start, []
+
+    def starts():
+        start()
+        if left:
+            left.pop()
+            killed(remote)
+
+    monkeypatch.setattr(remote, "_start", starts)
+    return left
+
+
+def test_a_replacement_that_dies_while_it_loads_is_replaced_as_well(remote, restarts, stillborn):
     grid = remote.prepare(canary("spectrum"))
-    for _ in range(2):  # the second dies before its model is loaded
-        os.kill(remote.pid, signal.SIGKILL)
-        with pytest.raises(ModelDied):
-            remote.encode([grid])
+    stillborn.append(1)
+    killed(remote)
+    assert np.isfinite(remote.encode([grid])).all()
     assert len(restarts) == 2
     restarts.clear()
+
+
+def test_where_none_comes_to_life_no_input_is_at_fault_and_the_next_request_tries_again(remote, restarts, stillborn):
+    grid = remote.prepare(canary("spectrum"))
+    stillborn += [1, 1]
+    killed(remote)
+    with pytest.raises(NoModel, match="no process"):
+        remote.encode([grid])
+    assert len(restarts) == 2 and np.isfinite(remote.encode([grid])).all()
+    restarts.clear()
+
+
+def test_a_model_that_is_gone_when_its_process_is_replaced_blames_nobody(remote, restarts, monkeypatch, tmp_path):
+    grid = remote.prepare(canary("spectrum"))
+    with monkeypatch.context() as gone:
+        gone.setattr(remote, "_settings", remote._settings.model_copy(update={"model_dir": tmp_path}))
+        killed(remote)
+        with pytest.raises(NoModel, match="holds no"):
+            remote.encode([grid])
     assert np.isfinite(remote.encode([grid])).all()
+    restarts.clear()
+
+
+def test_where_the_system_gives_no_process_those_who_wait_are_answered_and_the_next_may_have_one(
+    remote, restarts, monkeypatch
+):
+    grid, pid = remote.prepare(canary("spectrum")), remote.pid
+    os.kill(pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(2) as pool, monkeypatch.context() as full:
+
+        def refused(process):
+            raise OSError(errno.EAGAIN, "no more processes")
+
+        full.setattr(multiprocessing.context.SpawnProcess, "start", refused)
+        asked = [pool.submit(remote.encode, [grid]) for _ in range(2)]
+        wait_until(lambda: len(remote._line) == 2)
+        os.kill(pid, signal.SIGKILL)
+        errors = [each.exception(60) for each in asked]
+        assert sorted(type(error).__name__ for error in errors) == ["ModelDied", "NoModel"]
+        with pytest.raises(NoModel):
+            remote.encode([grid])
+    assert np.isfinite(remote.encode([grid])).all() and not remote._line
+    restarts.clear()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -164,12 +246,15 @@ def test_the_service_goes_on_when_the_process_is_killed(settings, galaxy):
     """One answer is lost, health says so for a moment, the next request is served, and the end leaves nobody behind."""
     engine = Engine.load(settings, apart=True)
     try:
-        with TestClient(make_app(settings, engine)) as client:
+        with TestClient(make_app(settings, engine)) as client, ThreadPoolExecutor(1) as pool:
             body = npy(galaxy.pixels)
             first = client.post("/v1/embed/image", content=body).json()["items"][0]["embedding"]
             pid = engine.embedder.pid
+            os.kill(pid, signal.SIGSTOP)
+            asked = pool.submit(client.post, "/v1/embed/image", content=body)
+            wait_until(lambda: engine.embedder._line)
             os.kill(pid, signal.SIGKILL)
-            lost = client.post("/v1/embed/image", content=body)
+            lost = asked.result(60)
             assert lost.status_code == 503 and lost.json()["error"]["code"] == "model_restarted"
             assert lost.headers["retry-after"]
             end = time.monotonic() + 150.0

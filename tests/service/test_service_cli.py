@@ -182,7 +182,11 @@ def test_a_signal_to_reload_that_comes_while_loading_ends_nothing(settings, monk
     before = signal.signal(signal.SIGHUP, lambda *_: heard.append(1))
     try:
         with pytest.raises(ProvenanceError):
-            cli._load(settings)
+            cli._load(settings, to_serve=True)
+        assert not heard
+        signal.signal(signal.SIGHUP, lambda *_: heard.append(1))
+        with pytest.raises(ProvenanceError):
+            cli._load(settings)  # a command that answers once and ends: the signal is its shell's
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert not heard
+    assert heard == [1]

@@ -134,26 +134,28 @@ def test_what_is_cut_gets_503_and_what_has_begun_does_not(settings):
     asyncio.run(test())
 
 
-def test_warm_up_asks_every_modality_alone_and_in_a_full_batch(fresh, settings, monkeypatch):
+def test_warm_up_asks_every_modality_in_small_batches_and_a_full_one(fresh, settings, monkeypatch):
     seen = []
     real = fresh.embedder.encode
     monkeypatch.setattr(fresh.embedder, "encode", lambda g: seen.append((type(g[0]).__name__, len(g))) or real(g))
     with TestClient(make_app(settings, fresh)):
         pass
-    full = settings.encode_batch
-    assert {("GridImage", 1), ("GridImage", full), ("GridSpectrum", 1), ("GridSpectrum", full)} <= set(seen)
+    sizes = {*range(1, 17), settings.encode_batch}
+    assert settings.encode_batch > 16
+    assert {(kind, size) for kind in ("GridImage", "GridSpectrum") for size in sizes} <= set(seen)
 
 
 # --- a real process --------------------------------------------------------------------------------------------------
 
 
-def started(index: Path, model: Path, **settings) -> tuple[subprocess.Popen, int]:
+def started(index: Path, model: Path, fault: str = "", **settings) -> tuple[subprocess.Popen, int]:
+    """A server that answers, and its port. fault: statements run before."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {f"ASTROCLIP_{name.upper()}": str(value) for name, value in settings.items()}
     process = subprocess.Popen(
-        [sys.executable, "-c", "from astroclip.cli import main; main()", "serve", "--index", str(index)]
+        [sys.executable, "-c", f"{fault}\nfrom astroclip.cli import main; main()", "serve", "--index", str(index)]
         + ["--model", str(model), "--port", str(port)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
@@ -226,6 +228,20 @@ def test_what_does_not_end_gets_503_and_a_second_signal_ends_it_at_once(index_di
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 128 + signal.SIGINT
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_signal_does_not_wait_for_a_thread_that_reads_an_index(index_dir, tiny_model_dir):
+    """Minutes for a large one, for ever on a file server that is away."""
+    fault = "import time, service.swap; service.swap._load = lambda *_: time.sleep(120)"
+    process, _ = started(index_dir, tiny_model_dir, fault, drain_delay_s=0, drain_timeout_s=1)
+    try:
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
     finally:
         process.kill()
         process.communicate()
