@@ -84,5 +84,6 @@ def give_way() -> None:
     share is smaller, and what comes for it does not interrupt a pass (SCHED_BATCH, see sched(7))."""
     if sys.platform == "linux":  # elsewhere it would be the whole process
         with suppress(OSError):  # forbidden, as some sandboxes do: then it does not give way
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+            others = os.getpriority(os.PRIO_PROCESS, os.getpid())  # of the first thread
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, others + _NICE))
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

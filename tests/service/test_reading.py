@@ -186,5 +186,5 @@ def test_threads_that_read_give_way_to_the_model(made, size):
 
     mine = now()
     nice, policy = asyncio.run(read(made(2), now, size=size))
-    assert nice > mine[0] and policy == os.SCHED_BATCH != mine[1]
+    assert nice == min(19, mine[0] + 5) and policy == os.SCHED_BATCH != mine[1]
     assert now() == mine
