@@ -283,7 +283,7 @@ async def warm_up(engine: Engine) -> None:
     start = time.perf_counter()
     for modality in engine.embedder.modalities:
         grid = await engine.workers.decode(trace, engine.embedder.prepare, canary(modality))
-        for size in sorted({*range(1, min(_SMALL, most) + 1), most}):
+        for size in (most, *range(1, min(_SMALL, most - 1) + 1)):  # what the largest let go of serves the others
             await engine.encode(trace, [grid] * size, modality)
     await engine.check(now=True)
     log.info("warm after %.1f s", time.perf_counter() - start)

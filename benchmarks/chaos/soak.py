@@ -1,14 +1,18 @@
 """Half an hour of mixed traffic: does memory creep, do files stay open?
 
-    python -m benchmarks.chaos.soak [--minutes 30] [--warm-up 15] [--rate 20] [--arenas N]
+    python -m benchmarks.chaos.soak [--minutes 30] [--warm-up 4] [--rate 20] [--arenas N]
                                     [--out benchmarks/results/soak.json]
 
 Poisson arrivals: embeddings of both modalities (grid and FITS), searches, estimates, lookups, uploads to search with,
 broken files, unknown objects, and clients that hang up. The traffic pauses for two seconds every minute; open files
 are counted then, when no connection is there to blur the count. Resident memory is read every five seconds, of the
 service and of the model's process, of files and of their own; its slope is that of a straight line through the
-readings of the `--minutes` after warm-up, with its standard error. Warm-up is long because memory grows in steps: of
-the things that come together by chance, the rarest take minutes to have come once.
+readings of the `--minutes` after warm-up, with its standard error.
+
+Memory grows in steps, each time that more comes together than ever before: buffers, the pool of Arrow, kernels for
+batches of a size not seen yet. At this rate the rarest take half an hour to have come once, and a straight line cannot
+tell them from a leak. So warm-up begins with a minute of the same requests from 64 connections that send as soon as
+they were answered, and what is measured afterwards is what creeps.
 
 --arenas sets MALLOC_ARENA_MAX for the server: glibc gives every thread an arena of its own, and what they hold back
 looks like a leak.
@@ -117,7 +121,7 @@ class _Readings:
 def main() -> int:
     options_of = parser(__doc__, "soak")
     options_of.add_argument("--minutes", type=float, default=30.0, help="measured, after warm-up")
-    options_of.add_argument("--warm-up", type=float, default=15.0, help="minutes of the same traffic before")
+    options_of.add_argument("--warm-up", type=float, default=4.0, help="minutes before, the first of them at full load")
     options_of.add_argument("--rate", type=float, default=20.0, help="requests a second")
     options_of.add_argument("--arenas", type=int, help="MALLOC_ARENA_MAX of the server; default: glibc's")
     arguments = options_of.parse_args()
@@ -131,8 +135,9 @@ def main() -> int:
         mixed, readings = mixture(server), _Readings(server, min(EVERY_S, segment / 4))
         seed = 0
         while time.monotonic() - readings.started < total:
+            rate = arguments.rate if seed else None
+            plan = Plan(mixed, connections=64, rate=rate, arrivals="poisson", seconds=segment, seed=seed)
             seed += 1
-            plan = Plan(mixed, connections=64, rate=arguments.rate, arrivals="poisson", seconds=segment, seed=seed)
             answers = Traffic(server.port, plan).run()
             statuses.append(answers.statuses())
             p50.append(percentile(answers.latency_ms[answers.ok], 50))

@@ -81,7 +81,8 @@ def test_batched_search_is_compared_at_equal_recall(index_dir: Path, tiny_model_
 
 def test_mixed_traffic_meets_no_fault_of_ours(server: Server) -> None:
     files = server.open_files()
-    asked = [dataclasses.replace(ask) for ask in mixture(server)]
+    # The tiny model may answer before those who hang up do, unless they do it at once.
+    asked = [ask if ask.drop_after_s is None else dataclasses.replace(ask, drop_after_s=0.0) for ask in mixture(server)]
     found = Traffic(server.port, Plan(asked, connections=16, seconds=6.0, rate=25.0, arrivals="poisson")).run()
     statuses = found.statuses()
     assert not [s for s in statuses if s.isdigit() and int(s) >= 500], statuses
