@@ -23,7 +23,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def where(index_dir: Path, tiny_model_dir: Path) -> dict[str, object]:  # noqa: F811
-    return {"index": index_dir, "model": tiny_model_dir, "settings": dict(UNBOUNDED)}
+    patient = {"max_wait_s": 20.0, "deadline_s": 60.0}  # on a busy machine, too, nobody is refused but by the storm
+    return {"index": index_dir, "model": tiny_model_dir, "settings": {**UNBOUNDED, **patient}}
 
 
 @pytest.fixture(scope="module")
