@@ -12,7 +12,7 @@ readings of the `--minutes` after warm-up, with its standard error.
 Memory grows in steps, each time that more comes together than ever before: buffers, the pool of Arrow, kernels for
 batches of a size not seen yet. At this rate the rarest take half an hour to have come once, and a straight line cannot
 tell them from a leak. So warm-up begins with a minute of the same requests from 64 connections that send as soon as
-they were answered, and what is measured afterwards is what creeps.
+they were answered, which takes most steps beforehand; not all, so the readings say more than the slope.
 
 --arenas sets MALLOC_ARENA_MAX for the server: glibc gives every thread an arena of its own, and what they hold back
 looks like a leak.
