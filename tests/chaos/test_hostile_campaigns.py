@@ -39,7 +39,8 @@ def test_fuzz(tmp_path: Path, index_dir: Path, tiny_model_dir: Path) -> None:  #
 
 def test_contract(tmp_path: Path, index_dir: Path, tiny_model_dir: Path) -> None:  # noqa: F811
     result = run(contract, tmp_path / "contract.json", index_dir, tiny_model_dir, "--short")
-    assert len(result["operations"]) > 12
+    assert len(result["operations"]) > 12 and "POST /v1/admin/index/reload" in result["operations"]
+    assert "401" in result["statuses"]
 
 
 def test_bombs(tmp_path: Path, index_dir: Path, tiny_model_dir: Path) -> None:  # noqa: F811
