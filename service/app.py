@@ -60,25 +60,19 @@ def make_app(
         if own:
             load = partial(Engine.load, settings, metrics, apart=settings.model_process)
             app.state.engine = await asyncio.to_thread(load)
-        index = app.state.engine.index
-        metrics.serving(index.index_id, index.manifest_sha256, index.model_sha256, len(index))
-        log.info("serving index %s: %d objects", index.index_id, len(index), extra=_identity(app.state.engine))
-        del index
-        await warm_up(app.state.engine)
-        # What is loaded now stays: a full collection would look through all of it each time, a third of a second in
-        # which nobody is answered.
-        gc.collect()
-        gc.freeze()
-        thresholds = gc.get_threshold()
-        gc.set_threshold(*GC_THRESHOLDS)
-        app.state.swapper.start()
-        yield
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()  # libraries that count what is left at the end would complain
-        await app.state.swapper.stop()
-        if own:
-            await asyncio.to_thread(app.state.engine.close)
-        await asyncio.to_thread(telemetry.close)
+        try:
+            await _make_ready(app.state.engine)
+            thresholds = gc.get_threshold()
+            gc.set_threshold(*GC_THRESHOLDS)
+            app.state.swapper.start()
+            yield
+            gc.set_threshold(*thresholds)
+            gc.unfreeze()  # libraries that count what is left at the end would complain
+            await app.state.swapper.stop()
+        finally:  # also of a start that failed
+            if own:
+                await asyncio.to_thread(app.state.engine.close)
+            await asyncio.to_thread(telemetry.close)
 
     app = FastAPI(
         title="astroclip",
@@ -121,6 +115,18 @@ def make_app(
     routes = [route for router in ROUTERS for route in router.routes]
     app.add_middleware(TraceMiddleware, metrics=metrics, telemetry=telemetry, routes=routes, ended=ended)
     return app
+
+
+async def _make_ready(engine: Engine) -> None:
+    """Warm, and what is loaded set apart from what is collected. Raises NotReadyError."""
+    index = engine.index
+    engine.workers.metrics.serving(index.index_id, index.manifest_sha256, index.model_sha256, len(index))
+    log.info("serving index %s: %d objects", index.index_id, len(index), extra=_identity(engine))
+    await warm_up(engine)
+    # What is loaded now stays: a full collection would look through all of it each time, a third of a second in
+    # which nobody is answered.
+    gc.collect()
+    gc.freeze()
 
 
 def _identity(engine: Engine) -> dict[str, str]:

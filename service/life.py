@@ -38,7 +38,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from astroclip.errors import NotReadyError
 from service.canary import canary
-from service.connections import connection_options
+from service.connections import allow_files, connection_options
 from service.errors import from_astroclip
 from service.settings import Settings
 from service.trace import Trace
@@ -248,6 +248,7 @@ def serve(app: FastAPI, settings: Settings, close: Callable[[], None]) -> int:
         server_header=False,
         **connection_options(settings, app.state.metrics.rejected),
     )
+    allow_files(settings.max_connections)
     server = DrainingServer(config, app.state.life, settings)
     ended = threading.Event()
     threading.Thread(target=_end_in_time, args=(server, ended), daemon=True).start()

@@ -259,13 +259,19 @@ class Settings(BaseSettings):
         default=65536,
         ge=1024,
         description="Request line and headers (431): twice what proxies let through; the longest honest ones are "
-        "filters in the URL.",
+        "filters in the URL. What is neither head nor body, as trailers, may be as long; then the connection is cut.",
+    )
+    max_pipelined: int = Field(
+        default=100,
+        ge=1,
+        description="Requests that may wait on a connection behind the one at work; one more is answered 429 after "
+        "them, and the connection closed. Some 3 kB each; clients that send ahead at all send some ten.",
     )
     max_connections: int = Field(
         default=1024,
         ge=2,
         description="Open connections; one more is answered 503 and closed, those there are served on. Many times "
-        "max_in_flight, and well below the usual limits of open files.",
+        "max_in_flight; as many open files are asked of the system at the start.",
     )
 
     # What one JSON request, file and filter may hold.

@@ -218,7 +218,9 @@ def probes(endless_mb: int) -> dict[str, Ask]:
         "head without an end": lambda s: _expect(s, get + b"X: " + b"a" * 2_000_000, 431, 400),
         "100,000 headers": lambda s: _expect(s, get + b"X: a\r\n" * 100_000 + b"\r\n", 431, 400),
         "URL of 1 MB": lambda s: _expect(s, b"GET /livez?" + b"a" * 10**6 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 431, 400),
-        "500 pipelined": lambda s: _pipelined(s, get + b"\r\n", 500),
+        "100 pipelined": lambda s: _pipelined(s, get + b"\r\n", 100),
+        "20,000 pipelined": lambda s: _pipelined_too_many(s, get + b"\r\n", 20_000),
+        "trailers without an end": lambda s: _trailers(s, post + b"Transfer-Encoding: chunked\r\n\r\n0\r\n"),
         "a thousand connections": _crowd,
     }
 
@@ -291,6 +293,28 @@ def _pipelined(connection: socket.socket, request: bytes, count: int) -> dict[st
         data += piece
         answers = data.count(b"HTTP/1.1 200")
     return {"status": 200, "answers": answers, "right": answers == count}
+
+
+def _pipelined_too_many(connection: socket.socket, request: bytes, count: int) -> dict[str, Any]:
+    """Those that may wait are answered, and then the refusal."""
+    data = b""
+    with contextlib.suppress(ConnectionError):
+        connection.sendall(request * count)
+    with contextlib.suppress(ConnectionError):
+        while piece := connection.recv(65536):
+            data += piece
+    answers, refusals = data.count(b"HTTP/1.1 200"), data.count(b"HTTP/1.1 429")
+    return {"status": 429, "answers": answers, "right": refusals == 1 and 100 < answers < count}
+
+
+def _trailers(connection: socket.socket, head: bytes) -> dict[str, Any]:
+    sent = 0
+    with contextlib.suppress(ConnectionError):
+        connection.sendall(head)
+        for _ in range(1000):
+            connection.sendall(b"a: b\r\n" * 10_000)
+            sent += 1
+    return {"status": _status(connection), "sent_mb": sent * 0.06, "right": sent < 1000}
 
 
 def _crowd(connection: socket.socket) -> dict[str, Any]:

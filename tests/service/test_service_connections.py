@@ -18,32 +18,55 @@ from service.settings import Settings
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
 LARGE = 50_000_000
-STALL_S, KEEP_S = 0.3, 1
+STALL_S, KEEP_S, MOST_AHEAD = 0.3, 1, 20
 SERVERS: list[uvicorn.Server] = []
 REFUSED: list[str] = []
 
 
 async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]
-    """Reads the body, answers 200; /large with more than any buffer holds, /stall when idle times end unseen."""
+    """Reads the body (but for /early), answers 200; /large with more than any buffer holds, /stall when idle times end
+    unseen, /slow after a while, /headers with those it got, /until-it-lies-there until the socket takes no more."""
     if scope["type"] == "lifespan":
         return
-    while (await receive()).get("more_body"):
+    while scope["path"] != "/early" and (await receive()).get("more_body"):
         pass
+    if scope["path"] == "/slow":
+        await asyncio.sleep(0.2)
     if scope["path"] == "/stall":
         time.sleep(STALL_S)  # the whole loop
         for connection in list(SERVERS[0].server_state.connections):
             if connection.cycle and connection.cycle.response_complete:
                 connection.timeout_keep_alive_handler()
     body = b"x" * LARGE if scope["path"] == "/large" else b"ok"
+    if scope["path"] == "/headers":
+        body = repr(scope["headers"]).encode()
+    if scope["path"] == "/until-it-lies-there":
+        await until_it_lies_there(send, scope["client"])
+        return
     headers = [(b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
+async def until_it_lies_there(send, client) -> None:  # type: ignore[no-untyped-def]
+    """A complete answer, the last of it in the buffer of the connection, which does not wait for it yet."""
+    (connection,) = (one for one in SERVERS[0].server_state.connections if one.client == tuple(client))
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    while not connection.transport.get_write_buffer_size():
+        await send({"type": "http.response.body", "body": b"x" * 4096, "more_body": True})
+    assert not connection.flow.write_paused
+    await send({"type": "http.response.body", "body": b""})
+
+
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     settings = Settings(
-        head_timeout_s=0.4, write_timeout_s=0.4, keep_alive_s=KEEP_S, max_head_bytes=2048, max_connections=20
+        head_timeout_s=0.4,
+        write_timeout_s=0.4,
+        keep_alive_s=KEEP_S,
+        max_head_bytes=2048,
+        max_pipelined=MOST_AHEAD,
+        max_connections=20,
     )
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
@@ -264,3 +287,146 @@ def test_who_reads_slowly_gets_all(port: int) -> None:
             if time.monotonic() - start < 1.2:  # three times the time in which something must be read
                 time.sleep(0.02)
         assert got > LARGE and time.monotonic() - start > 1.2
+
+
+# --- what is neither head nor body, and requests sent ahead ----------------------------------------------------------
+
+
+def everything(connection: socket.socket) -> bytes:
+    """What comes until the server hangs up."""
+    found = b""
+    try:
+        while piece := connection.recv(65536):
+            found += piece
+    except ConnectionError:
+        pass
+    return found
+
+
+@pytest.mark.parametrize(("count", "answers", "refusals"), [(MOST_AHEAD + 1, MOST_AHEAD + 1, 0), (300, None, 1)])
+def test_requests_sent_ahead(port: int, count: int, answers: int | None, refusals: int) -> None:
+    """So many may wait; then those are answered, the refusal comes last, and nothing after it is looked at."""
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall((GET + b"\r\n") * count)
+        found = everything(connection)
+    assert found.count(b"HTTP/1.1 429") == refusals
+    if refusals:
+        assert MOST_AHEAD < found.count(b"HTTP/1.1 200") < count and "too_many_pipelined" in REFUSED
+        assert found.index(b"HTTP/1.1 429") > found.rindex(b"HTTP/1.1 200")
+        assert json.loads(found.rpartition(b"\r\n\r\n")[2])["error"]["limit"] == MOST_AHEAD
+    else:
+        assert found.count(b"HTTP/1.1 200") == answers
+
+
+def test_a_refusal_comes_after_the_answers_owed(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(GET.replace(b"/", b"/slow", 1) + b"\r\n" + GET + b"\r\n" + GET + b"X: " + b"a" * 5000)
+        found = everything(connection)
+    statuses = [int(part[:3]) for part in found.split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [200, 200, 431]
+
+
+@pytest.mark.parametrize("piece", [b"a: b\r\n" * 100, b"a" * 600], ids=["many", "one"])
+def test_trailers_without_an_end(port: int, piece: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n" + piece)
+        with pytest.raises(ConnectionError):
+            for _ in range(20):
+                connection.sendall(piece)
+                time.sleep(0.01)
+    assert "trailers_too_large" in REFUSED
+
+
+def test_trailers_are_dropped(port: int) -> None:
+    """They must not be taken for headers, such as a key."""
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(
+            POST.replace(b"/", b"/headers", 1) + b"Transfer-Encoding: chunked\r\nConnection: close\r\nX-One: 1\r\n\r\n"
+            b"2\r\nok\r\n0\r\nX-Two: 2\r\n\r\n"
+        )
+        found = everything(connection)
+    assert found.startswith(b"HTTP/1.1 200") and b"x-one" in found and b"x-two" not in found
+
+
+def test_a_body_in_tiny_chunks_is_no_trailer(port: int) -> None:
+    """Six bytes to carry one: far more than a head may hold is not body, but none of it between two pieces."""
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(POST + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n")
+        for _ in range(20):
+            connection.sendall(b"1\r\na\r\n" * 200)
+            time.sleep(0.005)
+        connection.sendall(b"0\r\n\r\n")
+        assert everything(connection).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [(GET + b"\r\n", b"\r\n"), (GET.replace(b"/", b"/early", 1) + b"Content-Length: 1000\r\n\r\n", b"a")],
+    ids=["line feed", "body nobody reads"],
+)
+def test_bytes_of_no_request_do_not_keep_an_idle_connection(port: int, first: bytes, then: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(first)
+        found = b""
+        while not found.endswith(b"ok"):
+            found += connection.recv(4096)
+        start = time.monotonic()
+        try:
+            while time.monotonic() - start < 4:
+                connection.sendall(then)
+                connection.settimeout(0.05)
+                try:
+                    if not connection.recv(4096):
+                        break
+                except TimeoutError:
+                    pass
+        except ConnectionError:
+            pass
+        assert KEEP_S - 0.2 < time.monotonic() - start < KEEP_S + 1
+
+
+def test_who_leaves_the_end_of_an_answer_unread_is_cut_off(port: int) -> None:
+    """Less than the buffer at which a server would wait: the answer is complete for it, and lies there."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
+        connection.settimeout(5)
+        connection.connect(("127.0.0.1", port))
+        mine = connection.getsockname()
+        connection.sendall(b"GET /until-it-lies-there HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        time.sleep(0.2)
+
+        def there() -> bool:
+            return any(one.client == mine for one in list(SERVERS[0].server_state.connections))
+
+        assert there()
+        time.sleep(1.2)  # three times the time in which something must be read
+        assert not there()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        GET.replace(b"/", "/é".encode(), 1) + b"\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00" * 20,
+        b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n",
+        POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nabc",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\nzz\r\n",
+    ],
+    ids=["not ASCII", "TLS", "CONNECT", "first chunk", "second chunk"],
+)
+def test_what_is_not_http_is_refused_in_the_one_shape(port: int, data: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(data)
+        status, body = read_whole(connection)
+    error = json.loads(body)["error"]
+    assert status == 400 and error["code"] == "malformed_http" and len(error["request_id"]) == 26
+
+
+def test_another_protocol_is_not_spoken(port: int) -> None:
+    """curl --http2 asks so; its request is answered, once."""
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(
+            GET + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"
+        )
+        found = everything(connection)
+    assert found.startswith(b"HTTP/1.1 200") and found.endswith(b"ok") and b"connection: close" in found

@@ -17,8 +17,10 @@ import pytest
 from starlette.testclient import TestClient
 from survey import npy
 
+from astroclip.errors import NotReadyError
 from service.app import make_app
 from service.canary import canary
+from service.connections import allow_files
 from service.engine import Engine
 from service.life import Drain, Life
 from service.settings import Settings
@@ -245,3 +247,38 @@ def test_a_signal_does_not_wait_for_a_thread_that_reads_an_index(index_dir, tiny
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_start_that_fails_ends_what_it_started(settings, monkeypatch):
+    closed = []
+    close = Engine.close
+
+    async def not_warm(engine):
+        raise NotReadyError("The model does not answer.")
+
+    monkeypatch.setattr("service.app.warm_up", not_warm)
+    monkeypatch.setattr(Engine, "close", lambda engine: closed.append(1) or close(engine))
+    app = make_app(settings.model_copy(update={"model_process": False}))
+    with pytest.raises(NotReadyError), TestClient(app):
+        pass
+    assert closed == [1]
+
+
+@pytest.mark.parametrize(
+    ("now", "most", "becomes", "warned"),  # for 500 connections, which want 1,256
+    [
+        (1024, 524288, 1256, False),
+        (1024, -1, 1256, False),
+        (1256, 1256, None, False),
+        (-1, -1, None, False),
+        (256, 1000, 1000, True),
+        (256, 256, 256, True),
+    ],
+)
+def test_as_many_files_may_be_open_as_connections_want(monkeypatch, caplog, now, most, becomes, warned):
+    given = []
+    monkeypatch.setattr("resource.getrlimit", lambda which: (now, most))
+    monkeypatch.setattr("resource.setrlimit", lambda which, limits: given.append(limits))
+    allow_files(500)
+    assert given == ([] if becomes is None else [(becomes, most)])
+    assert (f"max_connections to at most {((becomes or 0) - 256) // 2}" in caplog.text) == warned
