@@ -145,7 +145,7 @@ def from_astroclip(error: AstroClipError, request_id: str) -> Response:
 
 def validation_error(error: ValidationError | RequestValidationError) -> InputError:
     """Pydantic's first complaint as one of ours: form -> `MalformedRequest`, value -> `InputError`."""
-    first = error.errors()[0]
+    first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else error.errors()[0]
     kind = first["type"]
     field = ".".join(str(part) for part in first["loc"] if not _pydantics_word(str(part))) or None
     text = first["msg"].removeprefix("Value error, ")

@@ -61,7 +61,20 @@ DENSITY_BINS = 200  # of `"density": true`
 
 
 class Strict(BaseModel):
+    """What a request holds. A wrong one is refused for its first fault, and no more of them are collected than it has
+    fields: of a few megabytes of faults the list would take a gigabyte, and the event loop for seconds. So lists fail
+    fast."""
+
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=(), strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown_field_is_enough(cls, given: Any) -> Any:
+        known = cls.model_fields
+        if not isinstance(given, dict) or len(given) <= len(known):
+            return given
+        unknown = next(name for name in given if name not in known)
+        return {name: value for name, value in given.items() if name in known or name == unknown}
 
 
 # --- queries ---------------------------------------------------------------------------------------------------
@@ -91,7 +104,7 @@ class PositionQuery(Strict):
 class VectorQuery(Strict):
     """A vector of the index's space, any norm. `model_sha256`, where given, must be the served model's (else 409)."""
 
-    vector: list[FiniteFloat] = Field(min_length=1, max_length=65536)
+    vector: Annotated[list[FiniteFloat], Field(fail_fast=True)] = Field(min_length=1, max_length=65536)
     modality: Modality
     model_sha256: str | None = Field(default=None, max_length=128)
 
@@ -109,9 +122,9 @@ class Combine(Strict):
     objects near any one of the positives and nearer to none of the negatives, see `index.examples`.
     """
 
-    positive: list[Query] = Field(min_length=1)
-    negative: list[Query] = Field(default_factory=list)
-    weights: list[Annotated[FiniteFloat, Field(ge=0)]] | None = None
+    positive: Annotated[list[Query], Field(fail_fast=True)] = Field(min_length=1)
+    negative: Annotated[list[Query], Field(fail_fast=True)] = Field(default_factory=list)
+    weights: Annotated[list[Annotated[FiniteFloat, Field(ge=0)]], Field(fail_fast=True)] | None = None
     strategy: Literal["average", "best_score"] = "average"
 
     @model_validator(mode="after")
@@ -207,7 +220,7 @@ class SearchRequest(Strict):
     fuse: FuseWeights | None = Field(
         default=None, description="Weights of image and spectrum where both enter as one object; default: equal."
     )
-    columns: list[Annotated[str, Field(max_length=128)]] | None = Field(
+    columns: Annotated[list[Annotated[str, Field(max_length=128)]], Field(fail_fast=True)] | None = Field(
         default=None, description="Catalogue columns to return with each hit; default: the index's properties."
     )
     preview: bool = Field(default=False, description="Return a small view of the query itself.")
@@ -247,7 +260,7 @@ class EstimateRequest(SearchRequest):
     order: Literal["most_similar"] = Field(
         default="most_similar", description="Estimates rest on the most similar objects."
     )
-    properties: list[Annotated[str, Field(max_length=128)]] | None = Field(
+    properties: Annotated[list[Annotated[str, Field(max_length=128)]], Field(fail_fast=True)] | None = Field(
         default=None, description="Properties to estimate; default: every one the index knows."
     )
     coverage: float = Field(default=0.68, gt=0, lt=1, description="Probability the interval lo..hi is meant to hold.")
