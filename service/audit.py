@@ -18,6 +18,7 @@ from service.trace import trace_of
 __all__ = ["audit"]
 
 log = logging.getLogger("astroclip.audit")
+_CALL_CHARS = 200  # of the call; who is refused may have sent anything
 log.setLevel(logging.INFO)  # also where the service is told to say less
 
 
@@ -33,7 +34,7 @@ def audit(request: Request, action: str, outcome: str, **details: Any) -> None:
         "outcome": outcome,
         "key": trace.caller,
         "address": request.client.host if request.client else None,
-        "call": f"{request.method} {request.url.path}",
+        "call": f"{request.method} {request.url.path}"[:_CALL_CHARS],
         "request_id": trace.request_id,
         **details,
     }

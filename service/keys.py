@@ -182,6 +182,7 @@ class KeyRing:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._problem: str | None = None  # why the file could not be read when it was last looked at
         self._seen = self._signature()
         self._keys = self._read()
         self._next_check = time.monotonic() + CHECK_S
@@ -209,26 +210,32 @@ class KeyRing:
             return
         self._next_check = now + CHECK_S
         seen = self._signature()
-        if seen == self._seen:
+        if seen == self._seen and self._problem is None:
             return
         self._seen = seen
         try:
-            self._keys = self._read()
+            self._keys, self._problem = self._read(), None
             log.info("read %d keys anew from %s", len(self._keys), self.path)
         except InputError as error:
-            log.error("%s The %d keys known before stay in force.", error.message, len(self._keys))
+            if error.message != self._problem:
+                log.error("%s The %d keys known before stay in force.", error.message, len(self._keys))
+            self._problem = error.message
 
     def _read(self) -> dict[str, Key]:
         keys = {key.id: key for key in read_keys(self.path)}
-        mode = self.path.stat().st_mode & 0o777
+        try:
+            mode = self.path.stat().st_mode & 0o777
+        except OSError:  # replaced this moment: it is looked at again
+            return keys
         if mode & 0o077:
             log.warning("the key file %s has mode %03o: others than its owner may use it; chmod 600", self.path, mode)
         return keys
 
-    def _signature(self) -> tuple[int, int, int] | None:
-        """Changes with every rewrite: a rename gives another inode, an edit another time or size."""
+    def _signature(self) -> tuple[int, int, int, int] | None:
+        """Changes with every rewrite (a rename gives another inode, an edit another time or size) and with owner and
+        mode (of which ctime tells)."""
         try:
             found = self.path.stat()
         except OSError:
             return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
+        return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino

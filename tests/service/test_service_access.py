@@ -537,3 +537,36 @@ def test_a_file_that_root_changes_stays_its_owners(path):
     os.chown(path, 1234, 1234)
     add(path)
     assert (path.stat().st_uid, path.stat().st_gid, stat.S_IMODE(path.stat().st_mode)) == (1234, 1234, 0o600)
+
+
+@pytest.mark.parametrize("mend", ["mode", "nothing"])
+def test_a_key_file_that_could_not_be_read_is_read_when_it_can_be(path, monkeypatch, caplog, mend):
+    """A revoked key stays good until then, so no longer; owner and mode change neither time nor size."""
+    monkeypatch.setattr(keys, "CHECK_S", 0.0)
+    first = add(path)
+    ring = KeyRing(path)
+    with changing(path) as held:
+        held.clear()
+    second = add(path)
+    read, shut = keys.read_keys, [True]
+
+    def guarded(where):
+        if shut:
+            raise InputError("The key file cannot be read (Permission denied).", code="no_keys_file")
+        return read(where)
+
+    monkeypatch.setattr(keys, "read_keys", guarded)
+    assert ring.holder(first) and ring.holder(first) and not ring.holder(second)
+    assert [record.levelname for record in caplog.records].count("ERROR") == 1
+    if mend == "mode":
+        path.chmod(0o400)
+    shut.clear()
+    assert ring.holder(second) and not ring.holder(first)
+
+
+def test_an_audit_line_is_short_whoever_is_refused(serve, caplog):
+    client = serve()
+    with caplog.at_level(logging.INFO, "astroclip.audit"):
+        client.post("/v1/admin/" + "%00" * 20_000)
+    (line,) = [record.audit for record in caplog.records if record.name == "astroclip.audit"]
+    assert line["outcome"] == "refused" and len(line["call"]) <= 200
