@@ -20,6 +20,7 @@ process.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import logging
 import mmap
@@ -27,6 +28,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -99,6 +101,7 @@ class RemoteEmbedder:
             self._free.put(room)
         self._described: _Described | None = None
         self._generation = 0  # of children
+        _ALL.add(self)
         self._start()
 
     def _start(self) -> None:
@@ -231,6 +234,7 @@ class RemoteEmbedder:
                 raise EOFError("it ended while it had nothing to do")
             except Exception as error:
                 if not left:
+                    self._end()  # it may be alive, and of no use: who asks next would wait for it to speak
                     raise NoModel(f"no process has the model ({type(error).__name__}: {error})") from error
                 self._replace(error)
 
@@ -263,6 +267,19 @@ class RemoteEmbedder:
     def close(self) -> None:
         """End the child; a pass at work is cut."""
         self._end()
+
+
+_ALL: weakref.WeakSet[RemoteEmbedder] = weakref.WeakSet()
+
+
+def _end_all() -> None:
+    """At the end of a process that did not close them, as of a server stopped by force: multiprocessing would send the
+    child a SIGTERM, which it does not hear, and wait for it."""
+    for embedder in list(_ALL):
+        embedder.close()
+
+
+atexit.register(_end_all)  # after multiprocessing did, so it comes before that
 
 
 def _columns(batch: Sequence[GridImage] | Sequence[GridSpectrum]) -> list[list[npt.NDArray[np.float32]]]:
@@ -327,7 +344,17 @@ def _answer(pipe: Connection, embedder: Any, batch: Sequence[npt.NDArray[np.floa
     try:
         vectors = embedder.encode_arrays(*batch)
     except Exception as error:
+        _check_device(embedder.device)
         pipe.send(f"{type(error).__name__}: {error}")
         return
     pipe.send(None)
     pipe.send_bytes(np.ascontiguousarray(vectors, np.float32).data)
+
+
+def _check_device(device: Any) -> None:
+    """Raises, so that the process ends, where what went wrong stays with it: after an illegal access or a failed
+    assertion every later call of CUDA in the process fails, and only another process cures that."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()

@@ -6,9 +6,13 @@ import errno
 import multiprocessing.context
 import os
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +23,7 @@ from astroclip.errors import InputError
 from service.app import make_app
 from service.canary import canary
 from service.engine import Engine
-from service.model_process import ModelDied, NoModel, RemoteEmbedder
+from service.model_process import ModelDied, NoModel, RemoteEmbedder, _answer
 
 
 @pytest.fixture(scope="module")
@@ -269,3 +273,61 @@ def test_the_service_goes_on_when_the_process_is_killed(settings, galaxy):
     finally:
         engine.close()
     assert ends(pid)
+
+
+def test_another_model_in_its_directory_blames_nobody_and_keeps_nobody_waiting(remote, restarts, monkeypatch):
+    """What is alive and has another model is of no use; it must not be waited for."""
+    grid = remote.prepare(canary("spectrum"))
+    with monkeypatch.context() as exchanged:
+        described = replace(remote._described, model_sha256="of the release before")
+        exchanged.setattr(remote, "_described", described)
+        killed(remote)
+        for _ in range(2):
+            start = time.monotonic()
+            with pytest.raises(NoModel, match="another model"):
+                remote.encode([grid])
+            assert time.monotonic() - start < 60  # three children that load; START_S is 300
+    assert np.isfinite(remote.encode([grid])).all()
+    restarts.clear()
+
+
+class Device:
+    """An embedder whose pass fails on a device."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def encode_arrays(self, *batch):
+        raise RuntimeError("device-side assert triggered")
+
+
+@pytest.mark.parametrize(
+    ("device", "broken", "ends"), [("cuda:0", True, True), ("cuda:0", False, False), ("cpu", True, False)]
+)
+def test_what_stays_with_the_process_ends_it(monkeypatch, device, broken, ends):
+    """A fault of CUDA is there for every later call of the process; one of the input is not."""
+
+    def synchronize():
+        if broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("torch.cuda.synchronize", synchronize)
+    said = []
+    answer = partial(_answer, SimpleNamespace(send=said.append), Device(device), [np.zeros((1, 2), np.float32)])
+    if ends:
+        with pytest.raises(RuntimeError, match="illegal"):
+            answer()
+        assert not said
+    else:
+        answer()
+        assert said == ["RuntimeError: device-side assert triggered"]
+
+
+def test_a_process_that_ends_without_closing_it_ends(settings):
+    """As a server does that is stopped by force: the child does not hear SIGTERM, and would be waited for."""
+    script = (
+        "from service.model_process import RemoteEmbedder; from service.settings import Settings;"
+        f"kept = RemoteEmbedder(Settings(model_dir={str(settings.model_dir)!r})).wait(); print(kept.pid)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert ends(int(done.stdout))
