@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import hashlib
 import json
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -235,7 +235,9 @@ class Engine:
         for place in alone:
             if not isinstance(vectors[place], BaseException):
                 self.workers.suspects.forget(good[place].grid)
-        failed = [p for p, vector in zip(good, vectors, strict=True) if self._failed(p, vector)]
+        wild = [p for p, vector in zip(good, vectors, strict=True) if _not_finite(vector)]
+        await self._report(wild, modality)
+        failed = [p for p, vector in zip(good, vectors, strict=True) if self._unanswered(p.grid, vector)] + wild
         strange = [p.grid for p in failed if p.grid is not None and not self.workers.quarantine.holds(p.grid)]
         if strange:
             # They may have failed for what they are, or for what the model is, which then does not know its own.
@@ -252,17 +254,19 @@ class Engine:
 
         return [outcome(p) for p in prepared]
 
-    def _failed(self, prepared: Prepared, vector: Any) -> bool:
-        """Whether the model has no vector for this input. Raises what is the fault of neither."""
-        if self._unanswered(prepared.grid, vector):
-            return True
-        if np.all(np.isfinite(vector)):
-            return False
-        self.workers.metrics.nonfinite(prepared.modality)
-        upload = prepared.upload.data if prepared.upload else b""
-        digest = hashlib.sha256(upload).hexdigest()
-        log.error("the model's output for a %s is not finite; sha256 of the input %s", prepared.modality, digest)
-        return True
+    async def _report(self, wild: Sequence[Prepared], modality: Modality) -> None:
+        """Of objects whose vectors are not finite: count them, and log which files they are of."""
+        counts = Counter(id(p.upload) for p in wild)
+        for upload in {id(p.upload): p.upload for p in wild}.values():
+            digest = await asyncio.to_thread(upload.sha256) if upload else "unknown"
+            log.error(
+                "the model's output for %d x %s is not finite; sha256 of the input %s",
+                counts[id(upload)],
+                modality,
+                digest,
+            )
+        for _ in wild:
+            self.workers.metrics.nonfinite(modality)
 
     def _unanswered(self, grid: Any, vector: Any) -> bool:
         """Whether in the vector's place is what the model raised, maybe for this input. Raises what is not its fault:
@@ -466,6 +470,11 @@ def _lists(index: SurveyIndex) -> tuple[Lists, str | None]:
     except (IndexFileError, ProvenanceError) as error:
         log.warning("survey-wide lists are not served: %s", error.message)
         return Lists({}, {}), error.message
+
+
+def _not_finite(vector: Any) -> bool:
+    """Whether the model answered, with a vector that is none."""
+    return not isinstance(vector, BaseException) and not np.all(np.isfinite(vector))
 
 
 def _no_vector(kind: Modality) -> InputError:

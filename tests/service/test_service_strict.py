@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from starlette.testclient import TestClient
 from survey import image_fits, npy
 
 from service.app import make_app
-from service.engine import Engine
+from service.canary import canary
+from service.engine import Engine, Prepared
+from service.errors import validation_error
+from service.schemas import EstimateRequest
 from service.settings import Settings
+from service.trace import Trace
+from service.uploads import Upload
 
 ID = "sim-00000020"
 
@@ -122,3 +130,58 @@ def test_read_objects_hold_no_pixels(engine, galaxy) -> None:
 
     (prepared,) = engine._prepare(Upload(image_fits(galaxy)), "image", ReadOptions(), _Room(1), True)
     assert prepared.item.pixels.size == 0 and prepared.item.ra is not None and prepared.grid.pixels.size
+
+
+def test_a_file_of_many_objects_is_hashed_once_and_not_in_the_event_loop(settings, engine, caplog, monkeypatch) -> None:
+    own = Engine(engine.embedder, engine.index, settings)
+    encode, hashed = own.embedder.encode, []
+    sha256 = Upload.sha256
+    monkeypatch.setattr(own.embedder, "encode", lambda grids: encode(grids) * np.float32("nan"))
+    monkeypatch.setattr(own, "check", lambda now=False: asyncio.sleep(0))  # the model is well
+    monkeypatch.setattr(
+        Upload, "sha256", lambda upload: hashed.append(threading.current_thread().name) or sha256(upload)
+    )
+    upload = Upload(b"x" * 10, None, "many.fits")
+    prepared = [Prepared("spectrum", grid=own.embedder.prepare(canary("spectrum")), upload=upload) for _ in range(5)]
+
+    async def embed():
+        return threading.current_thread().name, await own.embed(prepared, Trace())
+
+    with caplog.at_level(logging.ERROR):
+        loop, found = asyncio.run(embed())
+    assert [each.error.code for each in found] == ["no_embedding"] * 5
+    assert len(hashed) == 1 and hashed[0] != loop
+    (record,) = [r for r in caplog.records if "not finite" in r.getMessage()]
+    assert "5 x spectrum" in record.getMessage() and sha256(upload) in record.getMessage()
+    own.close()
+
+
+UNKNOWN = {f"u{i}": 1 for i in range(10_000)}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"query": {"object_id": "a"}, "columns": [1] * 10_000},
+        {"query": {"object_id": "a"}, "properties": [1] * 10_000},
+        {"query": {"combine": {"positive": [1] * 10_000}}},
+        {"query": {"combine": {"positive": [{"object_id": "a"}], "weights": [""] * 10_000}}},
+        {"query": {"vector": [""] * 10_000, "modality": "image"}},
+        {"query": {"object_id": "a"}, **UNKNOWN},
+        {"query": {"object_id": "a", **UNKNOWN}},
+        {"query": {"object_id": "a"}, "explain": UNKNOWN},
+    ],
+    ids=lambda raw: str(raw)[:60],
+)
+def test_one_fault_is_enough(raw: dict) -> None:
+    """Two million of them took the event loop for seconds, and a gigabyte."""
+    with pytest.raises(ValidationError) as caught:
+        EstimateRequest.model_validate(raw)
+    assert 1 <= caught.value.error_count() <= len(EstimateRequest.model_fields)
+    assert validation_error(caught.value).message
+
+
+def test_the_first_unknown_field_is_named_however_many_there_are(client) -> None:
+    body = {"query": {"object_id": ID}, **{f"u{i}": 1 for i in range(500)}}
+    found = error(client.post("/v1/search", json=body), 400)
+    assert found["code"] == "unknown_field" and found["field"] == "u0"
