@@ -64,7 +64,7 @@ class Admission:
                 if posted:
                     self._admit_one_more(trace)
                 if asks is not None:
-                    self._admit(trace, engine.workers, asks)
+                    self._admit(trace, engine.workers, asks, _file_bytes(headers))
         except (InputError, OverloadError) as error:
             await from_astroclip(error, trace.request_id)(scope, receive, send)
             return
@@ -117,15 +117,15 @@ class Admission:
                 f"{total} requests are at work, which is all this service takes. Try again in 1 s.", retry_after_s=1.0
             )
 
-    def _admit(self, trace: Trace, workers: Workers, asks: _Asks = "model") -> None:
-        """Raises OverloadError for a request that would wait too long."""
+    def _admit(self, trace: Trace, workers: Workers, asks: _Asks = "model", size: int = 0) -> None:
+        """Raises OverloadError for a request that would wait too long; size: bytes of its file."""
         lane = Lane.patient if trace.batch else Lane.interactive
         if asks == "model":
             arriving = self.objects * min(self.unread, self.in_flight[trace.caller] * len(self.in_flight))
-            wait = workers.predicted_wait(lane, trace.caller, arriving)
+            wait = workers.predicted_wait(lane, trace.caller, arriving, size)
         else:
             wait = workers.search.predicted_wait(lane, trace.caller)
-            wait += workers.reading.predicted_wait(lane, trace.caller) if asks == "vectors" else 0.0
+            wait += workers.reading.predicted_wait(lane, trace.caller, size) if asks == "vectors" else 0.0
         allowed = longest_wait(self.settings, trace)
         if wait > allowed:
             retry = max(1.0, wait - allowed)
@@ -149,6 +149,13 @@ def _asks(path: str, posted: bool, headers: Headers) -> _Asks | None:
         return "vectors" if path == _VECTORS else "index" if media_type == "application/json" else "model"
     looks_up = path == "/scs" or (path.startswith("/v1/") and path != _INFO and not path.endswith(_PREVIEWS))
     return "index" if looks_up else None
+
+
+def _file_bytes(headers: Headers) -> int:
+    """Of the file that a request says it brings; 0 where it does not say, or brings several in a form."""
+    declared = headers.get("content-length", "")
+    form = headers.get("content-type", "").startswith("multipart/")
+    return int(declared) if declared.isdigit() and len(declared) < 19 and not form else 0
 
 
 class _Once:

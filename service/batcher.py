@@ -159,7 +159,8 @@ class Batcher(Generic[Item, Result]):
                 raise NotReadyError("The service is stopping. Try again in a few seconds.")
             weight = sum(job.weight for job in jobs)
             lane, waiting = jobs[0].lane, self._waiting.count(jobs[0].lane)
-            if waiting and waiting + weight > self.max_waiting and lane is not Lane.health:
+            full = waiting and waiting + weight > self.max_waiting and lane is not Lane.health
+            if full and not self._within_share(jobs[0], weight):
                 wait = max(1.0, self._seconds(waiting))
                 raise OverloadError(
                     f"{waiting} objects wait already, and {self.max_waiting} may. Try again in {wait:.0f} s.",
@@ -171,6 +172,13 @@ class Batcher(Generic[Item, Result]):
                 self._waiting.put(job)
             if self._wanted():
                 self._ready.notify()
+
+    def _within_share(self, job: _Job, weight: int) -> bool:
+        """Whether a caller who has little waiting may add to a lane that others have filled: up to half of what would
+        be his if all had the same."""
+        lane, caller = job.lane, job.caller
+        share = self.max_waiting / self._waiting.callers(lane, caller)
+        return self._waiting.own(lane, caller) + weight <= share / 2
 
     def _wanted(self) -> bool:
         """Whether a thread that waits should look at what came."""
@@ -194,7 +202,7 @@ class Batcher(Generic[Item, Result]):
                 under_way = max(0.0, sum(self._seconds(weight) for _, weight in busy) - (now - self._began))
             else:
                 left = (max(0.0, self._seconds(weight) - (now - since)) for since, weight in busy)
-                under_way = min(left, default=0.0)
+                under_way = min(left) if len(busy) >= self._at_once else 0.0
         return under_way + self._seconds(ahead) / self._at_once
 
     def _seconds(self, items: float) -> float:

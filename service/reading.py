@@ -52,12 +52,14 @@ class Reading:
         """
         # With the request's context, so that what the thread logs says whose work it was.
         within = [partial(contextvars.copy_context().run, work) for work in works]
-        worker = self.large if trace.batch or size > LARGE else self.small
-        return await worker.submit(within, None, trace, "decode", lane)
+        return await self._worker(trace.batch, size).submit(within, None, trace, "decode", lane)
 
-    def predicted_wait(self, lane: Lane, caller: str) -> float:
-        """Seconds a file would wait if it came now: a small one, or one of a patient request."""
-        return (self.large if lane is Lane.patient else self.small).predicted_wait(lane, caller)
+    def predicted_wait(self, lane: Lane, caller: str, size: int = 0) -> float:
+        """Seconds a file of `size` bytes would wait if it came now."""
+        return self._worker(lane is Lane.patient, size).predicted_wait(lane, caller)
+
+    def _worker(self, patient: bool, size: int) -> Batcher[Callable[[], Any], Any]:
+        return self.large if patient or size > LARGE else self.small
 
     def close(self) -> None:
         for worker in {self.small, self.large}:

@@ -62,6 +62,14 @@ class Waiting(Generic[J]):
         """How many items wait in a lane."""
         return self._count[lane]
 
+    def own(self, lane: Lane, caller: str) -> int:
+        """How many items of a caller wait in a lane."""
+        return self._own.get((lane, caller), 0)
+
+    def callers(self, lane: Lane, caller: str) -> int:
+        """How many callers have items in a lane, `caller` counted whether he has or not."""
+        return len(self._lanes[lane]) + (caller not in self._lanes[lane])
+
     def put(self, job: J) -> None:
         groups = self._lanes[job.lane].setdefault(job.caller, OrderedDict())
         groups.setdefault(job.group, deque()).append(job)
@@ -75,8 +83,7 @@ class Waiting(Generic[J]):
         urgent = sum([count for other, count in self._count.items() if other < lane])
         if not self._count[lane]:
             return urgent
-        own, callers = self._own.get((lane, caller), 0), self._lanes[lane]
-        others = len(callers) - (caller in callers)
+        own, others = self.own(lane, caller), self.callers(lane, caller) - 1
         return urgent + min(self._count[lane], own + others * (own + 1))
 
     def take(self, most: int) -> list[J]:
@@ -90,7 +97,6 @@ class Waiting(Generic[J]):
         caller, groups = next(iter(self._lanes[lanes[0]].items()))
         group = next(iter(groups))
         groups.move_to_end(group)  # the caller's other groups come before this one's rest
-        self._lanes[lanes[0]].move_to_end(caller)
         batch: list[J] = []
         for lane in lanes:
             first = caller if lane is lanes[0] else None
@@ -131,6 +137,8 @@ class Waiting(Generic[J]):
                 if not queue:
                     turns.remove(name)
                     self._forget(lane, name, group)
+                if name in callers:  # who was served goes to the end
+                    callers.move_to_end(name)
 
     def _forget(self, lane: Lane, caller: str, group: Hashable) -> None:
         groups = self._lanes[lane][caller]

@@ -111,10 +111,10 @@ class Workers:
         found: T = first_error(await self.writing.submit([job], None, trace, "search", weight=weight))
         return found
 
-    def predicted_wait(self, lane: Lane, caller: str, arriving: float) -> float:
+    def predicted_wait(self, lane: Lane, caller: str, arriving: float, size: int = 0) -> float:
         """Seconds a request of this caller would wait in all queues if it came now; arriving: objects of requests that
-        are admitted and not yet read."""
-        reading = self.reading.predicted_wait(lane, caller)
+        are admitted and not yet read; size: bytes of its file."""
+        reading = self.reading.predicted_wait(lane, caller, size)
         # Files are read while the model is at work on others, so the slower of the two is what is waited for.
         return max(reading, self.inference.predicted_wait(lane, caller, arriving)) + self.search.predicted_wait(
             lane, caller

@@ -9,13 +9,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 from survey import npy
 
 from astroclip.errors import OverloadError
-from service.admission import Admission
+from service.admission import Admission, _file_bytes
 from service.app import make_app
 from service.engine import Engine
+from service.reading import LARGE
 from service.settings import Settings
 from service.trace import Trace
 from service.waiting import Lane
@@ -28,7 +30,7 @@ class Busy:
     def __init__(self, seconds: float) -> None:
         self.seconds, self.asked = seconds, []
 
-    def predicted_wait(self, lane, caller, arriving):
+    def predicted_wait(self, lane, caller, arriving, size):
         self.asked.append((lane, caller, arriving))
         return self.seconds
 
@@ -368,3 +370,31 @@ def test_a_request_that_turns_out_large_has_the_time_of_a_patient_one(client, en
     assert client.post("/v1/embed/image", content=body, headers={"x-deadline-ms": "60000"}).status_code == 200
     assert left[0] <= settings.deadline_s < 60 < settings.batch_deadline_s - 30 < left[1] <= settings.batch_deadline_s
     assert 30 < left[2] <= 60
+
+
+@pytest.mark.parametrize(
+    ("headers", "size"),
+    [
+        ({"content-length": "2500000", "content-type": "application/fits"}, 2500000),
+        ({"content-length": "2500000", "content-type": "multipart/form-data; boundary=x"}, 0),  # of several files
+        ({"transfer-encoding": "chunked"}, 0),
+        ({"content-length": "-1"}, 0),
+        ({"content-length": "9" * 400}, 0),
+    ],
+)
+def test_the_size_a_request_declares(headers, size):
+    assert _file_bytes(Headers(headers)) == size
+
+
+def test_a_large_file_is_judged_by_the_thread_that_reads_large_ones(settings, engine, galaxy):
+    """Else it is uploaded whole, and refused when its deadline has passed."""
+    own = Engine(engine.embedder, engine.index, settings)
+    large, asked = own.workers.reading.large, []
+    large.predicted_wait = lambda lane, caller: asked.append(lane) or 100.0  # type: ignore[method-assign]
+    body = npy(galaxy.pixels)
+    with TestClient(make_app(settings, own)) as client:
+        asked.clear()
+        assert client.post("/v1/embed/image", content=body).status_code == 200 and not asked
+        found = client.post("/v1/embed/image", content=body.ljust(LARGE + 1, b"\0"))
+        assert found.status_code == 429 and found.json()["error"]["code"] == "overloaded" and asked
+    own.close()

@@ -666,3 +666,44 @@ def test_a_full_batch_does_not_hold_the_event_loop(make):
         return done
 
     assert asyncio.run(run()) == [8, 16, 24]
+
+
+def test_who_has_little_waiting_is_let_into_a_lane_that_another_fills(make, work):
+    """Up to half of an equal share; who fills it is not."""
+
+    async def run():
+        batcher = make(max_waiting=16)
+        greedy, modest = Trace(caller="greedy"), Trace(caller="modest")
+        first, tasks = await held(batcher, work, *[ask(batcher, [i] * 4, trace=greedy) for i in range(4)])
+        await until(lambda: len(batcher) == 16)
+        for trace, items in ((greedy, 1), (modest, 5)):
+            with pytest.raises(OverloadError):
+                await ask(batcher, list(range(items)), trace=trace)
+        tasks.append(asyncio.create_task(ask(batcher, [7] * 4, trace=modest)))
+        await until(lambda: len(batcher) == 20)
+        with pytest.raises(OverloadError):  # it has its half now
+            await ask(batcher, [8], trace=modest)
+        others = [Trace(caller=f"other {i}") for i in range(6)]  # of eight callers each has a share of two
+        tasks += [asyncio.create_task(ask(batcher, [9], trace=trace)) for trace in others]
+        await until(lambda: len(batcher) == 26)
+        work.gate.set()
+        return await asyncio.gather(first, *tasks)
+
+    assert asyncio.run(run())[5] == [14] * 4
+
+
+def test_where_a_thread_is_idle_nobody_waits_for_the_one_that_is_not(make, work):
+    async def run():
+        batcher = make(threads=2)
+        first, _ = await held(batcher, work)
+        batcher._pace = {1: 50.0}
+        one = batcher.predicted_wait(Lane.interactive, "me")
+        second = asyncio.create_task(ask(batcher, [1], "second"))
+        await until(lambda: len(batcher._busy) == 2)
+        both = batcher.predicted_wait(Lane.interactive, "me")
+        work.gate.set()
+        await asyncio.gather(first, second)
+        return one, both
+
+    one, both = asyncio.run(run())
+    assert one == 0.0 and 40 < both <= 50

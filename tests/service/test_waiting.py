@@ -107,3 +107,11 @@ def test_a_heavy_item_counts_for_its_weight():
     assert len(waiting.take(1)) == 1 and len(waiting) == 1
     waiting.take(1)
     assert len(waiting) == 0 and waiting.ahead(Lane.interactive, "heavy") == 0
+
+
+def test_turns_are_turns_also_where_more_callers_wait_than_a_batch_holds():
+    """A new one is served after one item of each other, not when all before it have nothing left."""
+    waiting = room(*[Item(f"old {i}", number=n) for i in range(12) for n in range(20)], Item("new"))
+    batches = [waiting.take(4) for _ in range(4)]
+    assert [item.caller for item in batches[3]].count("new") == 1
+    assert max(Counter(item.caller for batch in batches[:3] for item in batch).values()) == 1
