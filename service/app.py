@@ -109,8 +109,8 @@ def make_app(
     app.add_middleware(Access, keys=keys, metrics_open=settings.metrics_open)
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, **cross_origin(settings.cors_origins))
-    app.add_middleware(UnreadBody, max_bytes=settings.max_body_bytes)
     app.add_middleware(Drain, life=app.state.life)
+    app.add_middleware(UnreadBody, max_bytes=settings.max_body_bytes)  # outside all that may close the connection
     ended = (logs.AccessLog(settings.max_refusals_logged_per_s),) if settings.access_log else ()
     routes = [route for router in ROUTERS for route in router.routes]
     app.add_middleware(TraceMiddleware, metrics=metrics, telemetry=telemetry, routes=routes, ended=ended)

@@ -38,7 +38,8 @@ log = logging.getLogger("astroclip.service")
 LINGER_S = 1.0  # for a client to read why it was refused: closing on unread bytes resets the connection
 _OTHER_FILES = 256  # than connections: the index's, uploads beyond a megabyte, pipes, those of libraries
 _UNREAD_S = 0.1  # after which it is looked again whether what came at the end of an idle time began a request
-_LEAST_READ = 1 << 16  # bytes of an answer that who reads it takes within write_timeout_s: 2 kB a second
+_LEAST_READ = 1 << 16  # bytes of an answer that who reads it takes within write_timeout_s: 2 kB a second; and that who
+# sends a body nobody waits for sends within keep_alive_s
 
 
 def connection_options(settings: Settings, refused: Callable[[str], None] = lambda reason: None) -> dict[str, Any]:
@@ -87,8 +88,12 @@ class BoundedProtocol(HttpToolsProtocol):
     refused: Callable[[str], None]
     lingering: list[int]  # how many are refused and not gone; one number for all connections
     _in_head = True  # none, or not all of one, has come
+    _half_head = False  # one has begun
     _head_bytes = 0
+    _body_bytes = 0  # since the idle time was last looked at
     _beside_bytes = 0  # since the last byte of a head or body: trailers, line feeds between requests
+    _mixed = False  # what came last held more than a head
+    _plain_head: bytes | None = None  # of a request that asks for another protocol, without that
     _owed = 0  # requests whose answer is not complete
     _closing = False  # refused: what still comes is not looked at
     _last_words: bytes | None = None  # the refusal, to be written after the answers owed
@@ -99,8 +104,7 @@ class BoundedProtocol(HttpToolsProtocol):
     @property
     def idle(self) -> bool:
         """No request is at work, half received, or in the socket and not read yet."""
-        half = self._in_head and self._head_bytes > 0
-        return not half and not self._owed and not self._unread()
+        return not self._half_head and not self._owed and not self._unread()
 
     def _unread(self) -> bool:
         poll = select.poll()
@@ -130,29 +134,42 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._closing:
             return
         self._beside_bytes += len(data)
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:  # no other protocol is spoken: it is answered as what it also is
-            if self.cycle is not None:
-                self.cycle.keep_alive = False
-        except httptools.HttpParserError:
-            self._malformed()
+        self._mixed = False
+        self._feed(data)
         if self._closing or self.transport.is_closing():
             return
         if self._in_head:
-            self._head_bytes += len(data)
+            self._head_bytes += 0 if self._mixed else len(data)  # of what is mixed at most one read goes uncounted
             if self._head_bytes > self.max_head_bytes:
                 self._too_long()
         elif self._beside_bytes > self.max_head_bytes:
             self.refused("trailers_too_large")
             self.transport.abort()
 
+    def _feed(self, data: bytes) -> None:
+        """No other protocol is spoken here: a request for one is what it also is, and parsed again as that, since the
+        parser takes what follows the head for the other protocol, be it the body (curl --http2, Java's client)."""
+        try:
+            while True:
+                try:
+                    self.parser.feed_data(data)
+                    return
+                except httptools.HttpParserUpgrade as end:
+                    if self._plain_head is None:  # refused
+                        return
+                    data = self._plain_head + data[end.args[0] :]
+                    self._plain_head, self.parser = None, httptools.HttpRequestParser(self)
+                    self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        except httptools.HttpParserError:
+            self._malformed()
+
     def on_message_begin(self) -> None:
         if self._closing:
             return
         super().on_message_begin()
         self._unset_keepalive_if_required()
-        self._in_head, self._head_bytes, self._beside_bytes = True, 0, 0
+        self._in_head, self._half_head = True, True
+        self._head_bytes = self._beside_bytes = 0
         if self._slow_head is None:  # not the first request of the connection
             self._slow_head = self.loop.call_later(self.head_timeout_s, self._too_slow)
 
@@ -174,18 +191,34 @@ class BoundedProtocol(HttpToolsProtocol):
                 "Send the next ones when answers have come.",
                 self.max_pipelined,
             )
+        elif self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._plain_head = self._without_upgrade()
         else:
             super().on_headers_complete()
             self._owed += 1
-            self._in_head, self._beside_bytes = False, 0
+            self._unset_keepalive_if_required()  # set when the last answer was complete, and half of this head there
+            self._in_head = self._half_head = False
+            self._beside_bytes = self._body_bytes = 0
+
+    def _without_upgrade(self) -> bytes:
+        """The head of this request, without its wish for another protocol."""
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        for name, value in self.headers:
+            if name == b"connection":
+                value = b", ".join(t for t in value.lower().split(b",") if t.strip() in (b"close", b"keep-alive"))
+            if name not in (b"upgrade", b"http2-settings") and (value or name != b"connection"):
+                lines.append(b"%s: %s" % (name, value))
+        return b"\r\n".join([*lines, b"", b""])
 
     def on_body(self, body: bytes) -> None:
         if not self._closing:
-            self._beside_bytes = 0
+            self._beside_bytes, self._mixed = 0, True
+            self._body_bytes += len(body)
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if not self._closing:
+        self._mixed, self._body_bytes = True, 0
+        if not self._closing and self._plain_head is None:
             super().on_message_complete()
 
     # -- what goes -------------------------------------------------------------------------------------------------
@@ -201,12 +234,17 @@ class BoundedProtocol(HttpToolsProtocol):
     def timeout_keep_alive_handler(self) -> None:
         """While one turn of the loop handles what came on many connections, the next request may come on this one:
         closing would reset it (seen under overload, a dozen in 100,000)."""
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._owed or self._half_head:
             return
-        if self._unread():  # a request stops the timer as it begins; what is none does not
-            self.timeout_keep_alive_task = self.loop.call_later(_UNREAD_S, self.timeout_keep_alive_handler)
-        else:
+        again: float | None = None
+        if self._body_bytes >= _LEAST_READ:  # of a request that was answered before: it is still sent, and at a pace
+            again, self._body_bytes = self.timeout_keep_alive, 0
+        elif self._unread():  # a request stops the timer as it begins; what is none does not
+            again = _UNREAD_S
+        if again is None:
             self.transport.close()
+        else:
+            self.timeout_keep_alive_task = self.loop.call_later(again, self.timeout_keep_alive_handler)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -245,6 +283,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         seconds = self.head_timeout_s
+        if self.flow.read_paused:  # by us, behind requests sent before; the rest of it may lie there
+            self._slow_head = self.loop.call_later(seconds, self._too_slow)
+            return
         message = f"The head of the request had not arrived {seconds:g} s after it began. Send it faster."
         self._refuse(408, "head_timeout", message, seconds)
 

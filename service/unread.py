@@ -2,9 +2,9 @@
 
 A server goes on taking such a body, so that the client reads the answer, and without an end where the body has none: an
 endless chunked upload to a call that answers 401 costs a core for as long as it lasts. Bodies that declare a length
-within `max_bytes` end by themselves and are left alone, with their connection. Others are answered at once, read for a
-while longer (closing on unread data would reset the connection, and the client see that in place of the answer), and
-then cut. Plain ASGI.
+within `max_bytes` end by themselves and are left alone, with their connection, unless the answer closes it. Others are
+answered at once, read for a while longer (closing on unread data would reset the connection, and the client see that in
+place of the answer), and then cut. Plain ASGI.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class UnreadBody:
         self.drain_s = drain_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._ends_by_itself(Headers(scope=scope)):
+        if scope["type"] != "http" or not _has_body(headers := Headers(scope=scope)):
             await self.app(scope, receive, send)
             return
         complete = closing = False
@@ -47,8 +47,10 @@ class UnreadBody:
         async def answered(message: Message) -> None:
             nonlocal closing, deadline
             if message["type"] == "http.response.start" and not complete:
-                closing, deadline = True, time.monotonic() + self.drain_s
-                MutableHeaders(scope=message)["connection"] = "close"
+                said = MutableHeaders(scope=message)
+                if said.get("connection") == "close" or not self._ends_by_itself(headers):
+                    closing, deadline = True, time.monotonic() + self.drain_s
+                    said["connection"] = "close"
             elif closing and not message.get("more_body", False):
                 await send({**message, "more_body": True})
                 await drain()
@@ -67,3 +69,7 @@ class UnreadBody:
             return False
         declared = headers.get("content-length", "0")
         return declared.isdigit() and int(declared) <= self.max_bytes
+
+
+def _has_body(headers: Headers) -> bool:
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"

@@ -25,19 +25,23 @@ REFUSED: list[str] = []
 
 async def app(scope, receive, send) -> None:  # type: ignore[no-untyped-def]
     """Reads the body (but for /early), answers 200; /large with more than any buffer holds, /stall when idle times end
-    unseen, /slow after a while, /headers with those it got, /until-it-lies-there until the socket takes no more."""
+    unseen, /slow and /slower after a while, /echo with the body, /headers with those it got, /until-it-lies-there until
+    the socket takes no more."""
     if scope["type"] == "lifespan":
         return
-    while scope["path"] != "/early" and (await receive()).get("more_body"):
-        pass
-    if scope["path"] == "/slow":
-        await asyncio.sleep(0.2)
+    sent, more = b"", scope["path"] != "/early"
+    while more:
+        message = await receive()
+        sent, more = sent + message.get("body", b""), message.get("more_body", False)
+    await asyncio.sleep({"/slow": 0.2, "/slower": 1.5 * KEEP_S}.get(scope["path"], 0.0))
     if scope["path"] == "/stall":
         time.sleep(STALL_S)  # the whole loop
         for connection in list(SERVERS[0].server_state.connections):
             if connection.cycle and connection.cycle.response_complete:
                 connection.timeout_keep_alive_handler()
     body = b"x" * LARGE if scope["path"] == "/large" else b"ok"
+    if scope["path"] == "/echo":
+        body = sent
     if scope["path"] == "/headers":
         body = repr(scope["headers"]).encode()
     if scope["path"] == "/until-it-lies-there":
@@ -320,7 +324,7 @@ def test_requests_sent_ahead(port: int, count: int, answers: int | None, refusal
 
 def test_a_refusal_comes_after_the_answers_owed(port: int) -> None:
     with socket.create_connection(("127.0.0.1", port), 5) as connection:
-        connection.sendall(GET.replace(b"/", b"/slow", 1) + b"\r\n" + GET + b"\r\n" + GET + b"X: " + b"a" * 5000)
+        connection.sendall(GET.replace(b"/", b"/slow", 1) + b"\r\n" + GET + b"\r\n" + padded(5000))
         found = everything(connection)
     statuses = [int(part[:3]) for part in found.split(b"HTTP/1.1 ")[1:]]
     assert statuses == [200, 200, 431]
@@ -422,11 +426,87 @@ def test_what_is_not_http_is_refused_in_the_one_shape(port: int, data: bytes) ->
     assert status == 400 and error["code"] == "malformed_http" and len(error["request_id"]) == 26
 
 
-def test_another_protocol_is_not_spoken(port: int) -> None:
-    """curl --http2 asks so; its request is answered, once."""
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 7])
+def test_the_body_of_a_request_that_asks_for_another_protocol_is_its_body(port: int, pieces: int) -> None:
+    """curl --http2 and Java's client ask so of every server; the connection stays, and speaks what it spoke."""
+    body = bytes(range(256)) * 8
+    head = b"POST /echo HTTP/1.1\r\nHost: a\r\n" + UPGRADE + b"Content-Length: %d\r\n\r\n" % len(body)
     with socket.create_connection(("127.0.0.1", port), 5) as connection:
-        connection.sendall(
-            GET + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"
-        )
+        for _ in range(2):
+            data = head + body
+            step = -(-len(data) // pieces)
+            for start in range(0, len(data), step):
+                connection.sendall(data[start : start + step])
+                time.sleep(0.01)
+            found = b""
+            while len(found.partition(b"\r\n\r\n")[2]) < len(body):
+                found += connection.recv(65536)
+            assert found.startswith(b"HTTP/1.1 200") and found.endswith(body)
+        connection.sendall((GET + UPGRADE + b"\r\n") * 3 + GET + b"Connection: close\r\n\r\n")
+        assert everything(connection).count(b"HTTP/1.1 200") == 4
+
+
+def test_a_request_for_another_protocol_may_close_its_connection(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(GET + b"Connection: upgrade, Close\r\nUpgrade: h2c\r\n\r\n")
         found = everything(connection)
     assert found.startswith(b"HTTP/1.1 200") and found.endswith(b"ok") and b"connection: close" in found
+
+
+# --- requests sent ahead, in pieces ----------------------------------------------------------------------------------
+
+
+def statuses(found: bytes) -> list[int]:
+    return [int(part[:3]) for part in found.split(b"HTTP/1.1 ")[1:]]
+
+
+def test_an_idle_time_does_not_end_a_request_whose_head_came_in_two_pieces(port: int) -> None:
+    """The answer before it was complete when half of its head was there."""
+    slower = GET.replace(b"/", b"/slower", 1) + b"Connection: close\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(GET.replace(b"/", b"/slow", 1) + b"\r\n" + slower[:20])
+        time.sleep(0.3)
+        connection.sendall(slower[20:])
+        assert statuses(everything(connection)) == [200, 200]
+
+
+def test_a_head_that_lies_unread_behind_requests_at_work_is_not_slow(port: int) -> None:
+    ahead = GET.replace(b"/", b"/slower", 1) + b"\r\n" + GET + b"\r\n"
+    last = GET + b"Connection: close\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(ahead + last[:20])
+        time.sleep(0.1)
+        connection.sendall(last[20:])
+        assert statuses(everything(connection)) == [200, 200, 200]
+
+
+def test_a_head_is_not_as_long_as_what_came_before_it(port: int) -> None:
+    last = GET + b"Connection: close\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(POST + b"Content-Length: 5000\r\n\r\n" + b"a" * 5000 + last[:20])
+        time.sleep(0.1)
+        connection.sendall(last[20:])
+        assert statuses(everything(connection)) == [200, 200]
+
+
+def test_an_upload_that_was_answered_before_it_came_may_go_on(port: int) -> None:
+    """With its connection, which has another request then."""
+    piece = b"a" * 40_000
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(GET.replace(b"/", b"/early", 1) + b"Content-Length: %d\r\n\r\n" % (12 * len(piece)))
+        for _ in range(12):
+            time.sleep(0.2 * KEEP_S)
+            connection.sendall(piece)
+        connection.sendall(GET + b"Connection: close\r\n\r\n")
+        assert statuses(everything(connection)) == [200, 200]
+
+
+def test_the_idle_time_after_a_large_upload_is_no_longer(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(POST + b"Content-Length: 200000\r\n\r\n" + b"a" * 200_000)
+        start = time.monotonic()
+        assert statuses(everything(connection)) == [200]
+        assert KEEP_S - 0.1 < time.monotonic() - start < 1.8 * KEEP_S

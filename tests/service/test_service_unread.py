@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -13,6 +14,7 @@ import uvicorn
 
 from service.app import make_app
 from service.keys import changing, new_key
+from service.unread import UnreadBody
 
 LIMIT = 400_000
 CHUNK = b"4000\r\n" + b"x" * 0x4000 + b"\r\n"
@@ -69,3 +71,26 @@ def test_answer_reaches_who_sends_a_body_with_an_end(address, size):
             assert answer.status_code == 401 and answer.json()["error"]["code"] == "key_missing"
         kept = client.post(url, content=b"x" * min(size, LIMIT))
         assert "connection" not in kept.headers  # refused, and the connection may be used again
+
+
+@pytest.mark.parametrize(("says", "left"), [("close", 0), ("keep-alive", 3)])
+def test_who_is_refused_with_a_closing_answer_can_send_the_rest(says, left):
+    """Closing on what is unread would reset the connection; one that stays open is the server's to read."""
+    pieces, sent = [b"x"] * 3, []
+
+    async def refuses(scope, receive, send):
+        headers = [(b"connection", says.encode())]
+        await send({"type": "http.response.start", "status": 429, "headers": headers})
+        await send({"type": "http.response.body", "body": b"no"})
+
+    async def receive():
+        return {"type": "http.request", "body": pieces.pop(), "more_body": bool(pieces)}
+
+    async def send(message):
+        sent.append((message, len(pieces)))
+
+    scope = {"type": "http", "headers": [(b"content-length", b"3")]}
+    asyncio.run(UnreadBody(refuses, max_bytes=LIMIT)(scope, receive, send))
+    assert b"".join(message.get("body", b"") for message, _ in sent) == b"no"
+    last, unread = sent[-1]
+    assert not last.get("more_body") and unread == left

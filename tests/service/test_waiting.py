@@ -109,6 +109,13 @@ def test_a_heavy_item_counts_for_its_weight():
     assert len(waiting) == 0 and waiting.ahead(Lane.interactive, "heavy") == 0
 
 
+def test_the_turn_to_choose_a_group_goes_round_where_whole_rounds_are_served():
+    """Else the caller who comes first stays so, and other groups wait as long as his and another's backlog last."""
+    backlog = [Item(name, number=n) for n in range(100) for name in ("first", "second")]
+    waiting = room(*backlog, Item("second", group="spectrum"))
+    assert "spectrum" in [waiting.take(8)[0].group for _ in range(4)]
+
+
 def test_turns_are_turns_also_where_more_callers_wait_than_a_batch_holds():
     """A new one is served after one item of each other, not when all before it have nothing left."""
     waiting = room(*[Item(f"old {i}", number=n) for i in range(12) for n in range(20)], Item("new"))
