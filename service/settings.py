@@ -183,7 +183,8 @@ class Settings(BaseSettings):
         default=2048,
         ge=1,
         description="Objects (and files, searches, long answers) that may wait for their turn in each lane, "
-        "interactive and patient: four of the largest requests.",
+        "interactive and patient: four of the largest requests. Where others have filled a lane, a caller may still "
+        "add up to half of an equal share of it.",
     )
     batch_window_s: float = Field(
         default=0.004,

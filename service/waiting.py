@@ -139,10 +139,8 @@ class Waiting(Generic[J]):
                     self._forget(lane, name, group)
                 if name in callers:  # who was served goes to the end
                     callers.move_to_end(name)
-        if (
-            turns and first is not None and first in callers
-        ):  # whole rounds were served: another's turn to choose the group
-            callers.move_to_end(first)
+        if turns and first is not None and first in callers:
+            callers.move_to_end(first)  # whole rounds were served: it is another's turn to choose the group
 
     def _forget(self, lane: Lane, caller: str, group: Hashable) -> None:
         groups = self._lanes[lane][caller]
